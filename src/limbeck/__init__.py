@@ -1,0 +1,1 @@
+"""limbeck distils what a large model knows into something small."""

@@ -1,0 +1,82 @@
+"""What a source says about a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from limbeck.core.batch import Batch
+from limbeck.core.check import LimbeckError
+
+
+class Readout(NamedTuple):
+    """Logits that are not computed yet: ``logits = softcap(scale * (hidden @ weight.T + bias))``.
+
+    ``hidden`` b t d, ``weight`` v d, ``bias`` v or None. Whoever needs logits asks for them at the positions that count
+    (``at``), so nobody materialises b t v.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def at(self, positions: Tensor | None = None) -> Tensor:
+        """Logits n v at the true entries of ``positions`` b t (row-major), or b t v for all of them."""
+        hidden = self.hidden if positions is None else self.hidden[positions]
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Numbers about a batch. Absent stays absent: nobody fills it in behind your back.
+
+    ``logits`` b t v (tokens) or b c (classes); ``readout`` stands in for token logits not yet computed;
+    ``hidden`` and ``qkv`` hold the layers that were asked for, by layer number (1 = first block, 0 = embeddings);
+    q, k and v are b h t d with each one's own number of heads; ``pooled`` b d; ``exits`` one Signals per exit;
+    ``router`` per-layer expert logits; ``loss`` a scalar the model computed itself.
+    """
+
+    logits: Tensor | None = None
+    readout: Readout | None = None
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    qkv: Mapping[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    pooled: Tensor | None = None
+    exits: tuple[Signals, ...] = ()
+    router: tuple[Tensor, ...] = ()
+    loss: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def present(self) -> list[str]:
+        """Names of the signals that are there."""
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return [name for name, value in values if isinstance(value, Tensor | Readout) or value]
+
+    def need(self, name: str) -> Any:
+        """The signal ``name``, or an error that says who should have recorded it."""
+        value = getattr(self, name)
+        if isinstance(value, Tensor | Readout) or value:
+            return value
+        raise LimbeckError(
+            f"the objective needs the signal {name!r}, but the source gave {self.present() or 'nothing'}; "
+            f"ask the source to record it, for instance model_source(model, {name}=...)"
+        )
+
+    def logits_at(self, positions: Tensor | None = None) -> Tensor:
+        """Logits at the true entries of ``positions`` b t as n v, or all of them, from ``logits`` or ``readout``."""
+        if self.logits is not None:
+            return self.logits if positions is None else self.logits[positions]
+        if self.readout is not None:
+            return self.readout.at(positions)
+        return self.need("logits")
+
+
+Source = Callable[[Batch], Signals]
