@@ -1,0 +1,199 @@
+"""A run: the folder that a method writes, what it says about itself, and how it is begun and finished.
+
+``main(cfg)`` of a method reads::
+
+    run = begin(cfg, "taid")
+    student = taid(..., out=run.stage_dir)
+    run.finish(student, tokenizer, metrics={"loss": 0.2}, sections=[Table(...)])
+
+The folder then holds the student (``save_pretrained``), ``run.json``, ``metrics.json``, ``README.md`` and
+``report.html``. The same command in the same folder resumes; another configuration is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from limbeck.core.check import LimbeckError, require
+from limbeck.core.save import write_json
+from limbeck.record import RECORD, find_record, make_record
+from limbeck.report.sections import Section
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every method's ``Config`` begins with; a method adds ``steps``, ``batch``, ``lr`` and its own fields."""
+
+    out: Path = Path("runs/limbeck")
+    """Folder that the run writes; a run found there with the same configuration is resumed."""
+    seed: int = 0
+    """Seed of everything random: data order, initialisation, dropout."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where to compute: an accelerator if there is one, or the processor."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision; "no" computes in the model's own precision, or as `accelerate launch` says."""
+    accumulate: int = 1
+    """Batches per optimizer step; a step sees accumulate x batch rows per process."""
+    save_every: int | None = None
+    """Steps between checkpoints; by default about ten over the run."""
+    tracker: Literal["none", "tensorboard"] = "none"
+    """Where metrics go besides metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run that has begun: its folder ``out``, configuration and method."""
+
+    cfg: Run
+    method: str
+    record: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def out(self) -> Path:
+        """The folder that the run writes."""
+        return Path(self.cfg.out)
+
+    @property
+    def stage_dir(self) -> Path:
+        """Where ``fit`` keeps its stages: checkpoints, ``metrics.jsonl``, ``done`` markers."""
+        return self.out / "stages"
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """Accelerate's engine as the configuration asks for it: device, precision, tracker."""
+        return _accelerator(self.cfg, self.method)
+
+    def finish(
+        self,
+        model: Any = None,
+        tokenizer: Any = None,
+        metrics: Mapping[str, Any] | None = None,
+        sections: Sequence[Section] = (),
+        base_model: str | None = None,
+    ) -> Path:
+        """Write the student, the model card, the report and ``metrics.json`` (last: its presence says all is there).
+
+        ``model`` and ``tokenizer`` need ``save_pretrained``; either may be None. ``metrics`` is any JSON value by name.
+        ``base_model`` is what the student was made from, by default the configuration's student, llm or model.
+        Returns the folder. Ranks other than the first write nothing.
+        """
+        if not _first_rank():
+            return self.out
+        from limbeck.report.model_card import auto_class, write_model_card
+        from limbeck.report.run_report import write_run_report
+
+        for part in (model, tokenizer):
+            save_artefact(part, self.out)
+        measured = dict(metrics or {})
+        write_model_card(self, measured, base_model or _base_model(self.cfg), auto_class(model))
+        write_run_report(self.out, self.record, measured, sections)
+        write_json(self.out / "metrics.json", measured)
+        if "accelerator" in self.__dict__:
+            self.accelerator.end_training()
+        return self.out
+
+
+def begin(cfg: Run, method: str) -> Started:
+    """Begin or resume the run of ``method`` in ``cfg.out``: check the folder, seed, and write ``run.json``.
+
+    Raises ``LimbeckError`` for a folder that cannot be written, that holds a run of another method or configuration, or
+    that holds files of the names that a run writes, such as somebody else's model.
+    """
+    out = Path(cfg.out)
+    _check_numbers(cfg)
+    _make_writable(out)
+    record = make_record(cfg, method, find_record(out, method, cfg))
+    if _first_rank():
+        write_json(out / RECORD, record)
+    seed_all(cfg.seed)
+    return Started(cfg, method, record)
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's global generators."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def save_artefact(part: Any, out: Path) -> None:
+    """``part.save_pretrained`` into ``out``, file by file and each at once, so that a kill leaves no half file."""
+    if part is None:
+        return
+    require(hasattr(part, "save_pretrained"), f"cannot save {type(part).__name__}: it has no save_pretrained")
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as folder:
+        part.save_pretrained(folder)
+        for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+            final = out / path.relative_to(folder)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, final)
+
+
+def _first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _make_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(tempfile.mkdtemp(prefix=".write-", dir=out))
+    except OSError as error:
+        raise LimbeckError(
+            f"--out {out}: expected a folder that can be written, but {error.strerror or error}; choose another --out"
+        ) from None
+
+
+def _check_numbers(cfg: Run) -> None:
+    for name in ("accumulate", "save_every", "steps", "batch"):
+        value = getattr(cfg, name, None)
+        flag = name.replace("_", "-")
+        require(not isinstance(value, int) or value >= 1, f"--{flag} {value}: expected a whole number of at least 1")
+    lr = getattr(cfg, "lr", None)
+    require(not isinstance(lr, float) or 0 < lr < float("inf"), f"--lr {lr}: expected a learning rate above 0")
+    require(0 <= cfg.seed < 2**32, f"--seed {cfg.seed}: expected a whole number from 0 to 4294967295")
+
+
+def _base_model(cfg: Run) -> str | None:
+    named = (getattr(cfg, name, None) for name in ("student", "llm", "model", "teacher"))
+    return next((str(value) for value in named if isinstance(value, str | Path)), None)
+
+
+def _accelerator(cfg: Run, method: str) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    tracked = cfg.tracker != "none"
+    if tracked:
+        _need_tensorboard()
+    engine = Accelerator(
+        cpu=cfg.device == "cpu",
+        mixed_precision=None if cfg.precision == "no" else cfg.precision,
+        log_with=cfg.tracker if tracked else None,
+        project_config=ProjectConfiguration(project_dir=str(cfg.out), logging_dir=str(Path(cfg.out) / cfg.tracker)),
+    )
+    if tracked:
+        engine.init_trackers(method)
+    return engine
+
+
+def _need_tensorboard() -> None:
+    from importlib.util import find_spec
+
+    require(
+        find_spec("tensorboard"),
+        "--tracker tensorboard needs TensorBoard; install it with pip install limbeck[trackers]",
+    )
