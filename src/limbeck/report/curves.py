@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from html import escape
 
 from limbeck.report.sections import Curve, Points
-from limbeck.report.values import show
+from limbeck.report.values import power, show
 
-WIDTH, HEIGHT = 420, 260
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 40
+WIDTH, HEIGHT = 330, 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 36
 BINS = 160  # points drawn per line; more rows than that are drawn as the mean of each bin and a band from least to most
 COLOURS = 6
 
@@ -32,7 +32,7 @@ class Axis:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Three to six round values, or powers of ten."""
+        """Three to seven round values, or powers of ten."""
         return _powers(self.low, self.high) if self.log else _round(self.low, self.high)
 
 
@@ -41,14 +41,19 @@ def figure(curve: Curve) -> str:
     series = {name: _clean(points, curve.log) for name, points in curve.series.items()}
     series = {name: points for name, points in series.items() if points[0]}
     if not series:
-        return f"<figure><figcaption>{escape(curve.title)}</figcaption><p>no values</p></figure>"
+        return f"<figure>{_caption(curve)}<p>no values</p></figure>"
     x, y = _axes(list(series.values()), curve.log)
     drawn = [_grid(x, y, curve)]
     drawn += [_line(points, x, y, number % COLOURS) for number, points in enumerate(series.values())]
     said = escape("; ".join(_words(name, points, curve.xlabel) for name, points in series.items()))
     label = f"{escape(curve.title)}: {said}"
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(drawn)}</svg>'
-    return f"<figure><figcaption>{escape(curve.title)}</figcaption>{svg}{_legend(list(series))}</figure>"
+    return f"<figure>{_caption(curve)}{svg}{_legend(list(series))}</figure>"
+
+
+def _caption(curve: Curve) -> str:
+    unit = f' <span class="half">{escape(curve.ylabel)}</span>' if curve.ylabel not in curve.title else ""
+    return f"<figcaption>{escape(curve.title)}{unit}</figcaption>"
 
 
 def _clean(points: Points, log: bool) -> tuple[list[float], list[float]]:
@@ -73,7 +78,7 @@ def _limits(values: Sequence[float], margin: float, log: bool) -> tuple[float, f
 
 
 def _round(low: float, high: float) -> list[float]:
-    rough = (high - low) / 4
+    rough = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(rough))
     unit = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
     first = math.ceil(low / unit - 1e-9)
@@ -99,14 +104,12 @@ def _grid(x: Axis, y: Axis, curve: Curve) -> str:
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(curve.xlabel)}</text>')
-    if curve.ylabel and curve.ylabel not in curve.title:
-        parts.append(f'<text class="axis" x="{LEFT}" y="{TOP + 6}" dx="6">{escape(curve.ylabel)}</text>')
     return "".join(parts)
 
 
 def _label(value: float) -> str:
     if value and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+        return power(f"{value:.1e}").replace(".0e", "e")
     return f"{value:.6g}"
 
 

@@ -46,21 +46,17 @@ def page(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
     """The page as HTML text. Curves that follow each other share one heading, as small multiples."""
     from importlib.metadata import version
 
-    blocks = [_block(group) for group in _grouped(sections)]
+    groups = _grouped(sections)
+    anchors = _anchors([_heading(group) for group in groups])
     return PAGE.format(
         policy=escape(POLICY),
         title=escape(title),
         subtitle=escape(subtitle),
         style=STYLE.read_text(encoding="utf-8"),
-        nav=_nav([_heading(group) for group in _grouped(sections)]),
-        body="\n".join(blocks),
+        nav=_nav(groups, anchors),
+        body="\n".join(_block(group, anchor) for group, anchor in zip(groups, anchors, strict=True)),
         version=version("limbeck"),
     )
-
-
-def slug(text: str) -> str:
-    """``text`` as an anchor: lower case, words joined by hyphens."""
-    return re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
 
 
 def _grouped(sections: Sequence[Section]) -> list[list[Section]]:
@@ -77,17 +73,27 @@ def _heading(group: Sequence[Section]) -> str:
     return "Curves" if isinstance(group[0], Curve) else group[0].title
 
 
-def _nav(headings: Sequence[str]) -> str:
-    links = "".join(f'<li><a href="#{slug(text)}">{escape(text)}</a></li>' for text in headings)
+def _anchors(headings: Sequence[str]) -> list[str]:
+    """One anchor per heading: its words in lower case, numbered where a heading comes twice."""
+    taken: dict[str, int] = {}
+    for number, heading in enumerate(headings):
+        anchor = re.sub(r"\W+", "-", heading.lower()).strip("-") or "section"
+        taken[anchor if anchor not in taken else f"{anchor}-{number}"] = number
+    return list(taken)
+
+
+def _nav(groups: Sequence[Sequence[Section]], anchors: Sequence[str]) -> str:
+    pairs = zip(anchors, map(_heading, groups), strict=True)
+    links = "".join(f'<li><a href="#{anchor}">{escape(text)}</a></li>' for anchor, text in pairs)
     return f'<nav aria-label="Sections"><ul>{links}</ul></nav>'
 
 
-def _block(group: Sequence[Section]) -> str:
+def _block(group: Sequence[Section], anchor: str) -> str:
     heading = _heading(group)
     inner = "\n".join(_RENDER[type(section)](section) for section in group)
     if isinstance(group[0], Curve):
         inner = f'<div class="figures">{inner}</div>'
-    return f'<section id="{slug(heading)}">\n<h2>{escape(heading)}</h2>\n{inner}\n</section>'
+    return f'<section id="{anchor}">\n<h2>{escape(heading)}</h2>\n{inner}\n</section>'
 
 
 def _text(section: Text) -> str:
@@ -103,7 +109,13 @@ def _key_values(section: KeyValues) -> str:
 
 
 def _table(section: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in section.columns)
+    numeric = [
+        any(isinstance(row[n], int | float | Spread) for row in section.rows) for n in range(len(section.columns))
+    ]
+    head = "".join(
+        f'<th scope="col"{" class=number" * number}>{escape(name)}</th>'
+        for name, number in zip(section.columns, numeric, strict=True)
+    )
     rows = "".join(f"<tr>{_row(row, section.digits)}</tr>" for row in section.rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return _scroll(table, section.title) + _note(section.note)
@@ -135,12 +147,13 @@ def _worked(item: Worked) -> str:
     demos = (
         f"<details open><summary>{len(item.demos)} demonstrations</summary><ol>{pairs}</ol></details>" if pairs else ""
     )
-    asked = f'<p class="query"><span class="label">query</span> <bdi>{escape(item.query)}</bdi></p>'
-    wanted = f'<p class="query"><span class="label">expected</span> <bdi>{escape(item.expected)}</bdi></p>'
+    asked = "".join(
+        f'<tr class="asked"><th scope="row">{name}</th><td><bdi>{escape(text)}</bdi></td></tr>'
+        for name, text in (("query", item.query), ("expected", item.expected))
+    )
     answers = "".join(_answer(item, method) for method in item.answers)
-    head = '<thead><tr><th scope="col">method</th><th scope="col">answer</th></tr></thead>'
-    table = f"<table>{head}<tbody>{answers}</tbody></table>"
-    return f'<article class="worked">{task}{demos}{asked}{wanted}{_scroll(table, "answers")}</article>'
+    table = f"<table><tbody>{asked}{answers}</tbody></table>"
+    return f'<article class="worked">{task}{demos}{_scroll(table, "query and answers")}</article>'
 
 
 def _answer(item: Worked, method: str) -> str:

@@ -28,8 +28,8 @@ def write_run_report(
     ]
     html = page(
         title=f"{out.resolve().name}: {record.get('method', 'run')}",
-        subtitle=f"begun {record.get('time', '')}, seed {record.get('seed', '')}",
-        sections=[*sections, *measured, *curves(out), *facts],
+        subtitle=f"begun {str(record.get('time', '')).replace('T', ' ').rstrip('Z')} UTC, seed {record.get('seed')}",
+        sections=[*_with_curves(sections, curves(out)), *measured, *facts],
     )
     write_atomic(out / "report.html", html)
     return out / "report.html"
@@ -45,6 +45,12 @@ def curves(out: Path) -> list[Curve]:
             if len(xs) > 1:
                 found.append(Curve(f"{path.parent.name}: {name}", {name: (xs, ys)}, ylabel=name))
     return found
+
+
+def _with_curves(sections: Sequence[Section], more: Sequence[Curve]) -> list[Section]:
+    """``sections`` with ``more`` after the method's own last curve, or at the end."""
+    last = max((n for n, section in enumerate(sections) if isinstance(section, Curve)), default=len(sections) - 1)
+    return [*sections[: last + 1], *more, *sections[last + 1 :]]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

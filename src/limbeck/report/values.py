@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,4 +43,9 @@ def _number(value: float, digits: int) -> str:
         return str(value)
     if value == 0 or 10.0**-digits <= abs(value) < 1e6:
         return f"{value:.{digits}f}"
-    return f"{value:.{max(digits - 1, 1)}e}"
+    return power(f"{value:.{max(digits - 1, 1)}e}")
+
+
+def power(text: str) -> str:
+    """``1.20e+06`` as ``1.20e6``."""
+    return re.sub(r"e([+-])0*(\d)", lambda found: f"e{found[1].strip('+')}{found[2]}", text)
