@@ -1,7 +1,7 @@
 """Sentences with their entities marked: words and BIO tags.
 
-A row is ``{"words": [...], "tags": [...]}``, as CoNLL files hold it. Words are split at spaces, punctuation and the ends
-of entities; a script written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) is split into
+A row is ``{"words": [...], "tags": [...]}``, as CoNLL files hold it. Words are split at spaces, punctuation and the
+ends of entities; a script written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) is split into
 characters with their marks.
 """
 

@@ -59,7 +59,7 @@ def retrieval(
 def parallel_retrieval(
     source: str, target: str, n: int = 1000, seed: int = 0, negatives: int = 4
 ) -> list[dict[str, str | list[str]]]:
-    """``n`` rows ``{"query", "positive", "negatives"}``: a record in ``source``, the same in ``target``, and near misses.
+    """``n`` rows ``{"query", "positive", "negatives"}``: a record in ``source``, the same in ``target``, near misses.
 
     Negative i differs from the positive in 1, 2, ... facts, all five at most.
     """

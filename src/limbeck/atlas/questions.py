@@ -1,9 +1,9 @@
 """Extractive questions: a paragraph, a question, and the answer with its place.
 
-A row is ``{"context", "question", "answer", "start"}``; ``start`` counts characters. CLDR has no question words, so outside
-English a question is the subject and what is missing in the locale's own words: CLDR's names for an unknown currency,
-language, script or territory ("România: monedă necunoscută?"), or the unit's or currency's name ("România: kilograme?").
-Questions in English are sentences of our own.
+A row is ``{"context", "question", "answer", "start"}``; ``start`` counts characters. CLDR has no question words, so
+outside English a question is the subject and what is missing, in the locale's own words: CLDR's names for an unknown
+currency, language, script or territory ("România: monedă necunoscută?"), or the name of the unit or currency ("România:
+kilograme?"). Questions in English are sentences of our own.
 """
 
 from __future__ import annotations

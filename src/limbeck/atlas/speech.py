@@ -173,7 +173,8 @@ def _amount(fact: Fact, locale: Locale) -> str:
 
 def _measure(fact: Fact, locale: Locale) -> str:
     length: Literal["long", "short"] = "long" if fact.style == "long" else "short"
-    return units.format_unit(*fact.value, length=length, locale=locale, numbering_system="default")
+    value, unit = fact.value
+    return units.format_unit(value, unit, length, locale=locale, numbering_system="default")
 
 
 def _number(fact: Fact, locale: Locale) -> str:
