@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +21,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from limbeck.core.check import LimbeckError, require
-from limbeck.core.save import write_json
+from limbeck.core.check import require
+from limbeck.core.save import make_folder, write_json
 from limbeck.record import RECORD, find_record, make_record
 from limbeck.report.sections import Section
 
@@ -112,7 +111,7 @@ def begin(cfg: Run, method: str) -> Started:
     """
     out = Path(cfg.out)
     _check_numbers(cfg)
-    _make_writable(out)
+    make_folder(out)
     record = make_record(cfg, method, find_record(out, method, cfg))
     if _first_rank():
         write_json(out / RECORD, record)
@@ -145,16 +144,6 @@ def save_artefact(part: Any, out: Path) -> None:
 
 def _first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _make_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(tempfile.mkdtemp(prefix=".write-", dir=out))
-    except OSError as error:
-        raise LimbeckError(
-            f"--out {out}: expected a folder that can be written, but {error.strerror or error}; choose another --out"
-        ) from None
 
 
 def _check_numbers(cfg: Run) -> None:
