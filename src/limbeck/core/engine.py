@@ -1,0 +1,97 @@
+"""What Accelerate and torch.optim are asked for."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch import Tensor
+
+from limbeck.core.check import LimbeckError, one_of, require
+from limbeck.core.checkpoint import PER_STEP
+from limbeck.core.stage import Stage
+
+TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
+SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP}
+
+
+def make_accelerator(tracker: str | None, folder: Path | None) -> Accelerator:
+    """An Accelerator with the settings of ``accelerate launch`` or ``torchrun``, and ``tracker`` if it is installed."""
+    if tracker is None:
+        return Accelerator()
+    one_of(tracker, TRACKERS, "tracker")
+    require(folder is not None, f"the tracker {tracker!r} needs a folder to write to: give fit(..., out=...)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Accelerate warns where we refuse
+        accelerator = Accelerator(log_with=tracker, project_dir=str(folder))
+    extra = "limbeck[trackers]" if tracker == "tensorboard" else tracker
+    require(accelerator.log_with, f"the tracker {tracker!r} is not installed: pip install {extra!r}")
+    return accelerator
+
+
+def chosen_tracker(tracker: str | None) -> str | None:
+    """The tracker asked for, by argument or by the environment's ``LIMBECK_TRACKER``."""
+    return tracker or os.environ.get("LIMBECK_TRACKER") or None
+
+
+def check_accelerator(accelerator: Accelerator) -> None:
+    """Refuse what was never tried; tell DDP that some parameters may get no gradient."""
+    kind = accelerator.distributed_type
+    if kind not in SUPPORTED or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+        raise LimbeckError(
+            f"fit runs on one process, DDP or FSDP2, but Accelerate is set to {kind.value}; choose fsdp_version 2 or MULTI_GPU "
+            "with 'accelerate config'"
+        )
+    if accelerator.ddp_handler is None:
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+
+
+def make_optimizer(stage: Stage) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, grouped by learning-rate multiplier and by whether weight decay applies."""
+    optim, seen = stage.optim, set[int]()
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, module in stage.train.items():
+        for parameter in module.parameters():
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                decays = optim.weight_decay > 0 and parameter.ndim >= 2
+                groups.setdefault((optim.groups.get(name, 1.0), decays), []).append(parameter)
+    settings: list[dict[str, Any]] = [
+        {"params": parameters, "multiplier": multiplier, "weight_decay": optim.weight_decay if decays else 0.0}
+        for (multiplier, decays), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(settings, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group to ``rate`` times its multiplier."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["multiplier"]
+
+
+def fingerprint(stage: Stage, world: int) -> dict[str, Any]:
+    """What has to be the same for a checkpoint to be continued (shapes are compared with the weights themselves)."""
+    optim = stage.optim
+    settings: Mapping[str, Any] = {
+        "train": list(stage.train),
+        "steps": stage.steps,
+        "seed": stage.seed,
+        PER_STEP: stage.accumulate * world,
+        "clip": stage.clip,
+        "lr": optim.lr,
+        "schedule": optim.schedule,
+        "warmup": optim.warmup,
+        "betas": list(optim.betas),
+        "weight decay": optim.weight_decay,
+        "eps": optim.eps,
+        "learning-rate multipliers": dict(optim.groups),
+        "state": sorted(stage.state),
+        "callbacks": len(stage.after),
+    }
+    return dict(settings)
