@@ -1,0 +1,211 @@
+"""Train the language model that ships with limbeck: ``python -m limbeck.atlas.train_lm --out folder``.
+
+A small Llama learns to learn in context: every row of its training text is one task of the atlas, example after example, in
+the layout that the rest of limbeck uses for it (``metaicl``: input, newline, output, three newlines). Tasks that are held out
+(``tasks.is_held_out``) never occur. A share of the rows is running text of the atlas (``corpora.documents``).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+
+import torch
+from accelerate import Accelerator
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from limbeck.atlas import corpora, names, tasks
+from limbeck.core.batch import Batch, next_token_batch, shift
+from limbeck.core.fit import fit
+from limbeck.core.stage import Optim, Stage
+from limbeck.core.terms import Clock, Term, Terms
+
+VOCABULARY = 4096
+ANSWER, BETWEEN = "\n", "\n\n\n"
+END = "<|endoftext|>"
+
+# How often a row shows each kind of task; the rest of the rows is running text.
+SHARES = {"name": 0.34, "class": 0.30, "code": 0.10, "date": 0.08, "number": 0.06}
+
+
+def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
+    """A byte-level BPE over the atlas's names and texts: digits stay single, the layout's newlines are tokens."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([END])
+    core.add_tokens([AddedToken(BETWEEN, normalized=False), AddedToken(ANSWER, normalized=False)])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, initial_alphabet=alphabet, special_tokens=[END], show_progress=False
+    )
+    core.train_from_iterator(_tokenizer_texts(seed), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END, model_max_length=1024)
+
+
+def _tokenizer_texts(seed: int) -> Iterator[str]:
+    for place in tasks.LOCALES:
+        for category in names.CATEGORIES:
+            yield from names.names(category, place).values()
+        yield from corpora.sentences(place, n=200, seed=seed)
+    for word in tasks.LABELS:
+        yield from [word] * 20
+
+
+@dataclass
+class Rows:
+    """Rows of ``length`` tokens, one task each; row i depends on (seed, i) alone, so the position is all there is to save."""
+
+    tokenizer: PreTrainedTokenizerFast
+    batch: int
+    length: int
+    seed: int = 0
+    position: int = 0
+    _ids: dict[str, list[int]] = field(default_factory=dict, repr=False)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream stands."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from where the stream stood."""
+        self.position = state["position"]
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            rng = Random(f"rows-{self.seed}-{self.position}")
+            self.position += 1
+            yield self._collate([self._row(rng) for _ in range(self.batch)])
+
+    def _row(self, rng: Random) -> tuple[list[int], list[bool]]:
+        """Token ids of one row and which of them belong to an answer."""
+        ids: list[int] = []
+        answer: list[bool] = []
+        spec = draw_spec(rng)
+        if spec is None:
+            text = self._tokenize(
+                "\n".join(corpora.documents(rng.choice(tasks.LOCALES), n=4, seed=rng.randrange(10**6)))
+            )
+            return text[: self.length], [False] * min(len(text), self.length)
+        for _, x, y in spec.pairs(rng, 64):
+            before, after = self._tokenize(x), self._tokenize(ANSWER + y)
+            ids += before + after + self._tokenize(BETWEEN)
+            answer += [False] * (len(before) + 1) + [True] * (len(after) - 1) + [True]
+            if len(ids) >= self.length:
+                break
+        return ids[: self.length], answer[: self.length]
+
+    def _tokenize(self, text: str) -> list[int]:
+        if text not in self._ids:
+            self._ids[text] = self.tokenizer.encode(text, add_special_tokens=False)
+        return self._ids[text]
+
+    def _collate(self, found: list[tuple[list[int], list[bool]]]) -> Batch:
+        ids = torch.full((len(found), self.length), int(self.tokenizer.pad_token_id))
+        mask, keep = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+        for row, (tokens, answer) in enumerate(found):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = True
+            keep[row, : len(answer)] = torch.tensor(answer)
+        return next_token_batch(ids, mask) | {"reply": shift(ids, keep)[1]}
+
+
+def draw_spec(rng: Random) -> tasks.Spec | None:
+    """A task that is not held out, or None where the row is to be running text."""
+    point = rng.random()
+    for kind, share in SHARES.items():
+        if point < share:
+            return _fresh_labels(rng, rng.choice(_seen(kind)))
+        point -= share
+    return None
+
+
+@lru_cache
+def _seen(kind: str) -> list[tasks.Spec]:
+    return [spec for spec in tasks.specs() if spec.kind == kind and not tasks.is_held_out(spec)]
+
+
+def _fresh_labels(rng: Random, spec: tasks.Spec) -> tasks.Spec:
+    """The same task; a classification gets other words for its classes every time, so only the context tells them."""
+    if not isinstance(spec, tasks.ClassTask):
+        return spec
+    return tasks.class_task(spec.by, spec.fixed, spec.classes, rng.sample(tasks.LABELS, len(spec.classes)))
+
+
+def next_token_step(model: LlamaForCausalLM, text_weight: float):
+    """Cross-entropy on answers, plus ``text_weight`` times that on every token."""
+
+    def step(batch: Batch, clock: Clock) -> Terms:
+        logits = model(input_ids=batch["ids"], attention_mask=batch["mask"].long()).logits
+        nll = _nll(logits, batch["targets"])
+        return Terms(
+            answer=Term(nll[batch["reply"]].sum(), "reply"),
+            text=Term(nll[batch["answer"]].sum(), "answer", text_weight),
+        )
+
+    return step
+
+
+def _nll(logits: Tensor, targets: Tensor) -> Tensor:
+    flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return flat.view_as(targets)
+
+
+def build(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, heads: int) -> LlamaForCausalLM:
+    """A randomly initialised Llama for this tokenizer."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width * 8 // 3 // 16 * 16,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def main() -> None:
+    """Train from nothing and save in half precision."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4800)
+    parser.add_argument("--batch", type=int, default=9, help="rows per step")
+    parser.add_argument("--length", type=int, default=512, help="tokens per row")
+    parser.add_argument("--width", type=int, default=160)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=5)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = train_tokenizer(args.seed)
+    tokenizer.save_pretrained(args.out / "lm")
+    model = build(tokenizer, args.width, args.layers, args.heads)
+    stage = Stage(
+        "pretrain",
+        next_token_step(model, text_weight=0.3),
+        train={"lm": model},
+        stream=Rows(tokenizer, args.batch, args.length, args.seed),
+        steps=args.steps,
+        optim=Optim(lr=args.lr, schedule="cosine", warmup=0.03, betas=(0.9, 0.95), weight_decay=0.05),
+        save_every=500,
+    )
+    fit(stage, args.out, Accelerator(mixed_precision="bf16"))
+    model.half().save_pretrained(args.out / "lm")
+
+
+if __name__ == "__main__":
+    main()
