@@ -91,8 +91,8 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path, fi
     for name in (*now, *saved):
         if not (finished and name == PER_STEP) and saved.get(name) != now.get(name):
             raise LimbeckError(
-                f"{where} belongs to another configuration ({name}: {saved.get(name)!r} there, {now.get(name)!r} now); choose "
-                "another out folder, or delete that one to start anew"
+                f"{where} belongs to another configuration ({name}: {saved.get(name)!r} there, {now.get(name)!r} now); "
+                "choose another out folder, or delete that one to start anew"
             )
 
 

@@ -14,7 +14,6 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor
 
 from limbeck.core.check import LimbeckError, one_of, require
-from limbeck.core.checkpoint import PER_STEP
 from limbeck.core.stage import Stage
 
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
@@ -22,7 +21,11 @@ SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULT
 
 
 def make_accelerator(tracker: str | None, folder: Path | None) -> Accelerator:
-    """An Accelerator with the settings of ``accelerate launch`` or ``torchrun``, and ``tracker`` if it is installed."""
+    """An Accelerator with the settings of ``accelerate launch`` or ``torchrun``, and ``tracker`` if one is wanted.
+
+    ``tracker`` defaults to ``LIMBECK_TRACKER`` of the environment; one that is unknown or not installed is refused.
+    """
+    tracker = tracker or os.environ.get("LIMBECK_TRACKER") or None
     if tracker is None:
         return Accelerator()
     one_of(tracker, TRACKERS, "tracker")
@@ -35,9 +38,27 @@ def make_accelerator(tracker: str | None, folder: Path | None) -> Accelerator:
     return accelerator
 
 
-def chosen_tracker(tracker: str | None) -> str | None:
-    """The tracker asked for, by argument or by the environment's ``LIMBECK_TRACKER``."""
-    return tracker or os.environ.get("LIMBECK_TRACKER") or None
+class Trackers:
+    """The trackers of an Accelerator; those that the caller has started are left running."""
+
+    def __init__(self, accelerator: Accelerator, stage: Stage) -> None:
+        self.accelerator = accelerator
+        self.ours = bool(accelerator.log_with) and not accelerator.trackers
+        if self.ours:
+            accelerator.init_trackers(stage.name, {"steps": stage.steps, "lr": stage.optim.lr, "seed": stage.seed})
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Hand on one row of the log."""
+        if self.accelerator.trackers:
+            values = {name: value for name, value in row.items() if name != "step"}
+            self.accelerator.log(values, step=int(row["step"]))
+
+    def close(self) -> None:
+        """End what was begun; Accelerate's own ``end_training`` would also end the group of processes."""
+        if self.ours:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            self.accelerator.trackers = []
 
 
 def check_accelerator(accelerator: Accelerator) -> None:
@@ -45,8 +66,8 @@ def check_accelerator(accelerator: Accelerator) -> None:
     kind = accelerator.distributed_type
     if kind not in SUPPORTED or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise LimbeckError(
-            f"fit runs on one process, DDP or FSDP2, but Accelerate is set to {kind.value}; choose fsdp_version 2 or MULTI_GPU "
-            "with 'accelerate config'"
+            f"fit runs on one process, DDP or FSDP2, but Accelerate is set to {kind.value}; run 'accelerate config' "
+            "and choose multi-GPU, or FSDP of version 2"
         )
     if accelerator.ddp_handler is None:
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
@@ -73,25 +94,3 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every group to ``rate`` times its multiplier."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["multiplier"]
-
-
-def fingerprint(stage: Stage, world: int) -> dict[str, Any]:
-    """What has to be the same for a checkpoint to be continued (shapes are compared with the weights themselves)."""
-    optim = stage.optim
-    settings: Mapping[str, Any] = {
-        "train": list(stage.train),
-        "steps": stage.steps,
-        "seed": stage.seed,
-        PER_STEP: stage.accumulate * world,
-        "clip": stage.clip,
-        "lr": optim.lr,
-        "schedule": optim.schedule,
-        "warmup": optim.warmup,
-        "betas": list(optim.betas),
-        "weight decay": optim.weight_decay,
-        "eps": optim.eps,
-        "learning-rate multipliers": dict(optim.groups),
-        "state": sorted(stage.state),
-        "callbacks": len(stage.after),
-    }
-    return dict(settings)

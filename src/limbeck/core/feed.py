@@ -12,10 +12,10 @@ from limbeck.core.stage import Stateful
 
 
 class Feed:
-    """Draws ``world * accumulate`` consecutive batches per optimizer step and keeps every ``world``-th from ``rank`` on.
+    """Draws ``world * accumulate`` consecutive batches per optimizer step and keeps every ``world``-th from ``rank``.
 
-    Every process walks the whole stream, so the position means the same everywhere, and N processes see together what one
-    process with N times the accumulation sees.
+    Every process walks the whole stream, so the position means the same everywhere, and N processes see together what
+    one process with N times the accumulation sees.
     """
 
     def __init__(self, stream: Iterable[Batch], accumulate: int = 1, rank: int = 0, world: int = 1) -> None:
@@ -40,8 +40,8 @@ class Feed:
                 self._batches = None
                 if first_of_pass:
                     raise LimbeckError(
-                        f"the stream gave no batch after {self.drawn} in all; it is empty, or an iterator that ends and "
-                        "cannot be started again: pass a list or an object whose __iter__ starts anew"
+                        f"the stream gave no batch after {self.drawn} in all; it is empty, or an iterator that ends "
+                        "and cannot be started again: pass a list or an object whose __iter__ starts anew"
                     )
 
     def state_dict(self) -> dict[str, Any]:

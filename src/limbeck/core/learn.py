@@ -21,7 +21,8 @@ class Counts(dict[str, float]):
 
     def __missing__(self, unit: str) -> float:
         raise LimbeckError(
-            f"a term is averaged over {unit!r}, but the batch's boolean tensors are {sorted(set(self) - {'row', 'batch'})}"
+            f"a term is averaged over {unit!r}, but the batch's boolean tensors are "
+            f"{sorted(set(self) - {'row', 'batch'}) or 'none'}"
         )
 
 
@@ -90,7 +91,12 @@ class Record:
 
 
 def read(records: list[Record], world: int) -> list[dict[str, float]]:
-    """Loss, raw means, learning rate, gradient norm and rows of each record, over all processes; waits for the device once."""
+    """Loss, raw means, learning rate, gradient norm and rows of each record, over all processes.
+
+    Waits for the device once.
+    """
+    if not records:
+        return []
     at = iter(torch.stack([value.float() for record in records for value in record.tensors()]).tolist())
     mine = [{"": next(at), "norm": next(at), "sums": {n: next(at) for n in r.sums}, "units": r.units} for r in records]
     return [_row(record, said) for record, said in zip(records, _by_record(mine, world), strict=True)]
@@ -118,6 +124,6 @@ def refuse_non_finite(row: Mapping[str, float], where: str, norm_may_overflow: b
     for name in (*(name for name in row if name not in last), *last):
         if not math.isfinite(row[name]) and not (name == "grad_norm" and norm_may_overflow):
             raise LimbeckError(
-                f"{where}, step {row['step']:.0f}: {name!r} is {row[name]}; the data, the teacher or too high a learning "
-                "rate can do that"
+                f"{where}, step {row['step']:.0f}: {name!r} is {row[name]}; look at the data and the teacher, or lower "
+                "the learning rate"
             )

@@ -12,7 +12,7 @@ import torch
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
-    """Seed Python, NumPy and torch. Only torch hears ``rank``: dropout differs between processes, choices of data do not."""
+    """Seed Python, NumPy and torch; only torch hears ``rank``: dropout differs by process, choices of data do not."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed + 1_000_003 * rank)

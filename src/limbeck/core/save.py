@@ -139,7 +139,7 @@ _MARK = "$"  # a JSON object with this one key stands for something JSON has no 
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
-    """``value`` (nested dicts, lists, tuples, numbers, text, tensors, arrays) as JSON; its tensors go into ``tensors``."""
+    """``value`` (dicts, lists, tuples, numbers, text, tensors, arrays) as JSON; its tensors go into ``tensors``."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, Tensor):
@@ -173,4 +173,4 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind in ("tensor", "array"):
         return tensors[value["name"]] if kind == "tensor" else tensors[value["name"]].numpy()
     items = unpack(value["items"], tensors)
-    return tuple(items) if kind == "tuple" else {key: item for key, item in items}
+    return tuple(items) if kind == "tuple" else dict(items)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +13,15 @@ from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError
 
 
+class Lazy(Protocol):
+    """Logits that are not computed yet."""
+
+    def at(self, positions: Tensor | None = None) -> Tensor:
+        """Logits n v at the true entries of ``positions`` b t (row-major), or b t v for all of them."""
+
+
 class Readout(NamedTuple):
-    """Logits that are not computed yet: ``logits = softcap(scale * (hidden @ weight.T + bias))``.
+    """The usual ``Lazy``: ``logits = softcap(scale * (hidden @ weight.T + bias))``.
 
     ``hidden`` b t d, ``weight`` v d, ``bias`` v or None. Whoever needs logits asks for them at the positions that count
     (``at``), so nobody materialises b t v.
@@ -28,11 +35,23 @@ class Readout(NamedTuple):
 
     def at(self, positions: Tensor | None = None) -> Tensor:
         """Logits n v at the true entries of ``positions`` b t (row-major), or b t v for all of them."""
-        hidden = self.hidden if positions is None else self.hidden[positions]
+        hidden = chosen(self.hidden, positions).to(self.weight.dtype)  # autocast may have left it in another one
         logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+def chosen(values: Tensor, positions: Tensor | None) -> Tensor:
+    """``values`` b t ... at the true entries of ``positions`` b t as n ... (row-major), or all of them."""
+    if positions is None:
+        return values
+    if positions.shape != values.shape[:2]:
+        raise LimbeckError(
+            f"positions {tuple(positions.shape)} are chosen from a signal of shape {tuple(values.shape)}; "
+            "the mask and the signal must have the same rows and positions"
+        )
+    return values[positions]
 
 
 @dataclass(frozen=True)
@@ -42,15 +61,17 @@ class Signals:
     ``logits`` b t v (tokens) or b c (classes); ``readout`` stands in for token logits not yet computed;
     ``hidden`` and ``qkv`` hold the layers that were asked for, by layer number (1 = first block, 0 = embeddings);
     q, k and v are b h t d with each one's own number of heads; ``pooled`` b d; ``exits`` one Signals per exit;
-    ``router`` per-layer expert logits; ``loss`` a scalar the model computed itself.
+    ``router`` per-layer expert logits; ``members`` the single voices behind an ensemble; ``loss`` a scalar the model
+    computed itself.
     """
 
     logits: Tensor | None = None
-    readout: Readout | None = None
+    readout: Lazy | None = None
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     qkv: Mapping[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
     pooled: Tensor | None = None
     exits: tuple[Signals, ...] = ()
+    members: tuple[Signals, ...] = ()
     router: tuple[Tensor, ...] = ()
     loss: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
@@ -58,12 +79,12 @@ class Signals:
     def present(self) -> list[str]:
         """Names of the signals that are there."""
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return [name for name, value in values if isinstance(value, Tensor | Readout) or value]
+        return [name for name, value in values if isinstance(value, Tensor) or value]
 
     def need(self, name: str) -> Any:
         """The signal ``name``, or an error that says who should have recorded it."""
         value = getattr(self, name)
-        if isinstance(value, Tensor | Readout) or value:
+        if isinstance(value, Tensor) or value:
             return value
         raise LimbeckError(
             f"the objective needs the signal {name!r}, but the source gave {self.present() or 'nothing'}; "
@@ -73,7 +94,7 @@ class Signals:
     def logits_at(self, positions: Tensor | None = None) -> Tensor:
         """Logits at the true entries of ``positions`` b t as n v, or all of them, from ``logits`` or ``readout``."""
         if self.logits is not None:
-            return self.logits if positions is None else self.logits[positions]
+            return chosen(self.logits, positions)
         if self.readout is not None:
             return self.readout.at(positions)
         return self.need("logits")

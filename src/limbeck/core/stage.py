@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from limbeck.core.batch import Batch
-from limbeck.core.check import LimbeckError, one_of, require
+from limbeck.core.check import one_of, require
 from limbeck.core.signals import Signals, Source
 from limbeck.core.terms import Clock, Terms
 
@@ -25,10 +25,10 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Something whose memory is saved with a checkpoint: numbers, text, tensors, and lists and dictionaries of these.
+    """Something whose memory is saved with a checkpoint: numbers, text, tensors, lists and dictionaries of these.
 
-    A stream that is Stateful continues where it stood: ``iter(stream)`` yields the batch after the last one handed out, so
-    a position must be moved on *before* the batch is yielded.
+    A Stateful stream continues where it stood: ``iter(stream)`` yields the batch after the last one handed out, so a
+    position must be moved on *before* the batch is yielded.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -42,8 +42,8 @@ class Stateful(Protocol):
 class Optim:
     """AdamW (arXiv 1711.05101) and its learning-rate schedule.
 
-    ``warmup`` is a number of steps (>= 1) or a share of all steps (< 1). Weight decay spares vectors and scalars (biases,
-    norms). ``groups`` multiplies the learning rate of single entries of ``Stage.train``.
+    ``warmup`` is a number of steps (>= 1) or a share of all steps (< 1). Weight decay spares vectors and scalars
+    (biases, norms). ``groups`` multiplies the learning rate of single entries of ``Stage.train``.
     """
 
     lr: float = 1e-4
@@ -74,12 +74,13 @@ class Optim:
 class Stage:
     """One training run, complete.
 
-    ``step`` maps a batch to Terms. ``train`` names exactly what learns and is saved. ``stream`` yields micro-batches and is
-    started again when it ends; each optimizer step takes ``accumulate`` of them per process. ``frozen`` modules are put on
-    the device, in eval mode, without gradients. ``after`` is called once per optimizer step with the raw means of all terms.
-    ``state`` is saved with every checkpoint though not learned; Stateful members of ``after`` and a Stateful stream are
-    saved by themselves. ``clip`` bounds the gradient norm, ``save_every`` and ``log_every`` count optimizer steps
-    (``save_every=None``: ten times per run, and at least every ten minutes).
+    ``step`` maps a batch to Terms. ``train`` names exactly what learns and is saved. ``stream`` yields micro-batches
+    and is started again when it ends; each optimizer step takes ``accumulate`` of them per process. ``frozen`` modules
+    are put on the device, in eval mode, without gradients. ``after`` is called once per optimizer step with its loss
+    and the raw means of all terms; its clock counts the step just done. ``state`` is saved with every checkpoint though
+    not learned; Stateful members of ``after`` and a Stateful stream are saved by themselves. ``clip`` bounds the
+    gradient norm. ``save_every`` and ``log_every`` count optimizer steps; by default a run is saved ten times, and at
+    least every ten minutes.
     """
 
     name: str
@@ -124,7 +125,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class DistillStep:
-    """The step of ordinary distillation: the student speaks, the teacher speaks without gradients, the objective compares."""
+    """Ordinary distillation: the student speaks, the teacher speaks without gradients, the objective compares."""
 
     student: Source
     teacher: Source
@@ -177,13 +178,10 @@ def freeze(module: Module) -> Module:
 
 def check_trainable(stage: Stage) -> None:
     """Refuse a stage with nothing to train, or one that trains what it calls frozen."""
+    where = f"stage {stage.name!r}"
     trained = {id(p): name for name, module in stage.train.items() for p in module.parameters() if p.requires_grad}
-    if not trained:
-        raise LimbeckError(
-            f"stage {stage.name!r}: nothing to train; {sorted(stage.train) or 'train'} has no parameter that requires a gradient"
-        )
+    names = ", ".join(stage.train) or "an empty train"
+    require(trained, f"{where}: nothing to train, because no parameter of {names} requires a gradient")
     for name, module in stage.frozen.items():
         shared = next((trained[id(p)] for p in module.parameters() if id(p) in trained), None)
-        require(
-            shared is None, f"stage {stage.name!r}: frozen {name!r} shares parameters with {shared!r}, which is trained"
-        )
+        require(shared is None, f"{where}: frozen {name!r} shares parameters with {shared!r}, which is trained")

@@ -56,10 +56,11 @@ def _step(line: str) -> float:
 class Voice:
     """Progress for people: a bar on a terminal, else a line every half minute; silent unless ``speaks``."""
 
-    def __init__(self, name: str, step: int, steps: int, speaks: bool) -> None:
+    def __init__(self, name: str, step: int, rows: int, steps: int, speaks: bool) -> None:
         self.name, self.steps, self.speaks = name, steps, speaks
         self.began = self.spoke = time.monotonic()
-        self.rows = 0
+        self.rows, self.done = rows, 0
+        self.words = ""
         self.bar: Progress | None = None
         if speaks and sys.stderr.isatty():
             text = TextColumn("[bold]{task.description}[/bold]"), BarColumn(), MofNCompleteColumn()
@@ -74,17 +75,17 @@ class Voice:
             self.bar.start()
 
     def tell(self, step: int, rows: int, row: Mapping[str, Any] | None) -> None:
-        """One optimizer step is done; ``row`` is its log row if it was logged."""
-        self.rows += rows
+        """``step`` optimizer steps and ``rows`` rows are done; ``row`` is the log's row if one was written."""
+        self.done = rows - self.rows
         if self.bar is not None:
-            words = {} if row is None else {"words": self._words(row)}
-            self.bar.update(self.task, completed=step, **words)
+            self.words = self.words if row is None else self._words(row)
+            self.bar.update(self.task, completed=step, words=self.words)
         elif self.speaks and row is not None and time.monotonic() - self.spoke > QUIET_SECONDS:
             self.spoke = time.monotonic()
             print(f"{self.name} {step}/{self.steps} {self._words(row)}", file=sys.stderr, flush=True)
 
     def _words(self, row: Mapping[str, Any]) -> str:
-        speed = self.rows / max(time.monotonic() - self.began, 1e-9)
+        speed = self.done / max(time.monotonic() - self.began, 1e-9)
         return f"loss {row['loss']:.4g}  {speed:.4g} rows/s"
 
     def close(self) -> None:
