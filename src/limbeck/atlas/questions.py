@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from limbeck.atlas.facts import Fact, Node, World, about, date, joined, world
 from limbeck.atlas.names import names, parse
-from limbeck.atlas.speech import Span, leaf, marks, paragraph, plain, sentence
+from limbeck.atlas.speech import Span, capital, leaf, marks, paragraph, plain, sentence
 
 ENGLISH = {
     "currency": "What is the currency of {subject}?",
@@ -121,4 +121,4 @@ def ask(slot: Slot, locale: str) -> str:
     if parse(locale).language == "en":
         return ENGLISH[slot.answer.kind].format(subject=subject, label=missing)
     ends = marks(locale)
-    return f"{subject}{ends.colon}{missing}{ends.question}"
+    return capital(f"{subject}{ends.colon}{missing}{ends.question}", locale)
