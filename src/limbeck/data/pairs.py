@@ -72,7 +72,7 @@ def _pair(row: dict[str, Any], tokenizer: Any, length: int, where: str) -> Pair:
     room = length - len(completion)
     if room < 1:
         raise LimbeckError(
-            f"{where}: the completion has {len(completion)} tokens, which leaves no room for a prompt in rows of {length}; "
+            f"{where}: the completion has {len(completion)} tokens, no room for a prompt in rows of {length}; "
             "raise --length or shorten it"
         )
     require(

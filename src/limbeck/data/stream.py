@@ -151,11 +151,7 @@ def mlm_batches(
     """
     require(tokenizer.mask_token_id is not None, "masked language modelling needs a tokenizer with a mask token")
     require(0 < probability < 1, f"the masking probability must lie between 0 and 1, but is {probability}")
-    room = length - tokenizer.num_special_tokens_to_add()
-    require(room >= 1, f"rows of {length} tokens leave no room beside the special tokens; make them longer")
-    cut = {"truncation": True, "max_length": length, "return_overflowing_tokens": True}
-    rows = [row for row in _encoded(texts, tokenizer, add_special_tokens=True, **cut) if len(row) > length - room]
-    require(rows, "the corpus holds no text")
+    rows = _rows(texts, tokenizer, length)
 
     def collate(rows: list[list[int]], rng: np.random.Generator) -> Batch:
         return masked(pad(rows, tokenizer.pad_token_id or 0), lengths_mask(rows), tokenizer, probability, rng)
@@ -173,6 +169,25 @@ def masked(ids: Tensor, mask: Tensor, tokenizer: Any, probability: float, rng: n
     changed = ids.where(~answer | (how >= 0.8), torch.tensor(tokenizer.mask_token_id))
     changed = changed.where(~answer | (how < 0.8) | (how >= 0.9), random_ids)
     return {"ids": changed, "mask": mask, "targets": ids.where(answer, torch.tensor(IGNORE)), "answer": answer}
+
+
+def text_batches(texts: Iterable[str], tokenizer: Any, length: int, batch: int, seed: int = 0) -> Batches:
+    """Plain text, nothing masked and nothing to predict: ``ids`` and ``mask`` of rows as in ``mlm_batches``."""
+
+    def collate(rows: list[list[int]]) -> Batch:
+        return {"ids": pad(rows, tokenizer.pad_token_id or 0), "mask": lengths_mask(rows)}
+
+    return Batches(_rows(texts, tokenizer, length), collate, batch, seed)
+
+
+def _rows(texts: Iterable[str], tokenizer: Any, length: int) -> list[list[int]]:
+    """Windows of at most ``length`` tokens, special tokens around each; a text without tokens gives none."""
+    room = length - tokenizer.num_special_tokens_to_add()
+    require(room >= 1, f"rows of {length} tokens leave no room beside the special tokens; make them longer")
+    cut = {"truncation": True, "max_length": length, "return_overflowing_tokens": True}
+    rows = [row for row in _encoded(texts, tokenizer, add_special_tokens=True, **cut) if len(row) > length - room]
+    require(rows, "the corpus holds no text")
+    return rows
 
 
 def _encoded(texts: Iterable[str], tokenizer: Any, chunk: int = 1000, **settings: Any) -> Iterator[list[int]]:

@@ -1,0 +1,69 @@
+"""Models by name: a teacher from a folder or the Hub, and a student that is loaded or made from its teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from limbeck.core.check import LimbeckError, require
+from limbeck.students.layers import every_other, keep_layers, parse_size, shape, smaller
+
+Kind = Literal["base", "masked", "causal"]
+AUTO = {"base": "AutoModel", "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
+EVERY_OTHER, HALF = "every-other", "half"
+
+
+def load_model(name: str | Path, kind: Kind, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """The model and tokenizer in the folder or Hub repository ``name``; code that comes with a model is not run.
+
+    ``kind``: "base" (no head), "masked" or "causal" language model. Raises ``LimbeckError`` if there is no such model.
+    """
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(name))
+        model = getattr(transformers, AUTO[kind]).from_pretrained(str(name), dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise LimbeckError(
+            f"cannot load {str(name)!r} as a {kind} model: {reason}; give a folder or a Hub id"
+        ) from None
+    return model, tokenizer
+
+
+def load_student(name: str | Path, teacher: Any, tokenizer: Any, kind: Kind) -> Any:
+    """The student that ``name`` describes, which reads the teacher's ``tokenizer``.
+
+    ``"6x384"``: the teacher's architecture, 6 layers of width 384, randomly initialised; ``"half"``: half of its
+    layers and width; ``"every-other"``: a copy of the teacher with half of its layers; anything else: a folder or Hub
+    id, whose tokenizer has to be the teacher's.
+    """
+    if size := parse_size(str(name)):
+        return smaller(teacher, *size)
+    if name in (EVERY_OTHER, HALF):
+        layers, width, _ = shape(teacher)
+        require(layers > 1, f"--student {name}: the teacher has a single layer; give a model or a size like 6x384")
+        if name == HALF:
+            return smaller(teacher, layers // 2, width // 2)
+        return keep_layers(teacher, every_other(layers, layers // 2))
+    student, own = load_model(name, kind)
+    check_same_tokenizer(own, tokenizer)
+    return student
+
+
+def check_same_tokenizer(student: Any, teacher: Any) -> None:
+    """Raise ``LimbeckError`` unless both tokenizers give every token the same id and split text alike."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    odd = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if odd:
+        raise LimbeckError(
+            f"student and teacher need one tokenizer, but {len(odd)} tokens differ ({odd[0]!r} is {ours.get(odd[0])} "
+            f"and {theirs.get(odd[0])}); take a student of the teacher's family"
+        )
+    probe = "A probe: 12 words, Ünïcode & ends.\nWith lines"
+    if student(probe)["input_ids"] != teacher(probe)["input_ids"]:
+        raise LimbeckError(
+            "student and teacher have one vocabulary but split text differently; give them one tokenizer"
+        )

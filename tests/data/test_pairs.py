@@ -1,0 +1,93 @@
+"""Prompts with completions, and running text, as batches for causal distillation."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from limbeck.core.batch import IGNORE
+from limbeck.core.check import LimbeckError
+from limbeck.data.held import hold_out
+from limbeck.data.pairs import causal_batches, has_pairs, read_pairs
+from limbeck.data.stream import Batches
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = ["[UNK]", "[END]", *"abcdefgh"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", eos_token="[END]")
+
+
+def write(path, *rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def test_only_the_completion_is_supervised(tokenizer, tmp_path):
+    path = write(tmp_path / "d.jsonl", {"prompt": "a b c", "completion": "d e"}, {"prompt": "f", "completion": "g"})
+    (batch,) = causal_batches(path, tokenizer, 8, batch=2).take(1)
+    rows = {tuple(row) for row in batch["ids"].tolist()}
+    assert rows == {(2, 3, 4, 5, 6, 1), (7, 8, 1, 0, 0, 0)}
+    for ids, targets in zip(batch["ids"].tolist(), batch["targets"].tolist(), strict=True):
+        wanted = [IGNORE, IGNORE, 5, 6, 1, IGNORE] if ids[0] == 2 else [8, 1, IGNORE, IGNORE, IGNORE, IGNORE]
+        assert targets == wanted
+    assert batch["answer"].sum() == 5
+    assert batch["mask"].sum() == 9
+
+
+def test_a_long_prompt_loses_its_beginning(tokenizer, tmp_path):
+    path = write(tmp_path / "d.jsonl", {"prompt": "a b c d e", "completion": "f g"})
+    (pair,) = read_pairs(path, tokenizer, 5)
+    assert (pair.prompt, pair.completion) == ([5, 6], [7, 8, 1])
+
+
+def test_running_text_is_packed(tokenizer, tmp_path):
+    path = write(tmp_path / "d.jsonl", {"text": "a b c"}, {"text": "d e"})
+    assert not has_pairs(path)
+    (batch,) = causal_batches(path, tokenizer, 7, batch=1).take(1)
+    assert batch["ids"].tolist() == [[2, 3, 4, 1, 5, 6, 1]]
+    assert batch["answer"].sum() == 6
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a"}, r"d.jsonl:2: the field 'completion' is missing"),
+        ({"prompt": "a", "completion": " "}, r"d.jsonl:2: the completion is empty"),
+        ({"prompt": "", "completion": "b"}, r"d.jsonl:2: the prompt is empty"),
+        ({"prompt": "a", "completion": "a b c d e f"}, r"d.jsonl:2: the completion has 7 tokens, no room"),
+        ({"prompt": 3, "completion": "a"}, r"d.jsonl:2: the field 'prompt' must be a string"),
+    ],
+)
+def test_bad_rows_are_named(tokenizer, tmp_path, row, message):
+    path = write(tmp_path / "d.jsonl", {"prompt": "a", "completion": "b"}, row)
+    with pytest.raises(LimbeckError, match=message):
+        causal_batches(path, tokenizer, 7, batch=1)
+
+
+def numbered(rows: int, batch: int) -> Batches:
+    return Batches(list(range(rows)), lambda rows: {"rows": rows}, batch, seed=3)
+
+
+def test_held_out_rows_are_never_trained_on():
+    split = hold_out(numbered(100, 4))
+    held = [row for batch in split.batches for row in batch["rows"]]
+    trained = {row for batch in split.stream.take(60) for row in batch["rows"]}
+    assert split.held_out
+    assert held == [96, 97, 98, 99]
+    assert trained == set(range(96))
+
+
+def test_the_held_part_is_bounded():
+    assert len(hold_out(numbered(10_000, 2)).batches) == 16
+    assert len(hold_out(numbered(16, 4)).batches) == 1
+
+
+def test_too_little_data_is_measured_where_it_is_trained():
+    split = hold_out(numbered(9, 4))
+    assert (split.held_out, split.name) == (False, "training_rows")
+    assert [row for batch in split.batches for row in batch["rows"]] == list(range(8))
+    assert {row for batch in split.stream.take(9) for row in batch["rows"]} == set(range(9))

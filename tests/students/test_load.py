@@ -1,0 +1,82 @@
+"""Models by name: from disk, by size, by copying layers; tokenizers that differ are refused."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from limbeck.core.check import LimbeckError
+from limbeck.students.layers import shape
+from limbeck.students.load import check_same_tokenizer, load_model, load_student
+
+WORDS = ["[UNK]", "[PAD]", "[MASK]", "[CLS]", "[SEP]", "a", "b", "c", "probe"]
+SIZES = {"vocab_size": 9, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def tokenizer(words=WORDS, lower: bool = False) -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if lower else pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    for name, model in {
+        "bert": BertForMaskedLM(BertConfig(**SIZES)),
+        "llama": LlamaForCausalLM(LlamaConfig(**SIZES)),
+    }.items():
+        model.save_pretrained(folder / name)
+        tokenizer().save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [("bert", "masked", "BertForMaskedLM"), ("bert", "base", "BertModel"), ("llama", "causal", "LlamaForCausalLM")],
+)
+def test_models_load_from_disk(saved, name, kind, expected):
+    model, tok = load_model(str(saved / name), kind)
+    assert type(model).__name__ == expected
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert tok("a b")["input_ids"] == [5, 6]
+
+
+def test_students_are_made_from_their_teacher(saved):
+    teacher, tok = load_model(saved / "bert", "masked")
+    assert shape(load_student("2x8", teacher, tok, "masked")) == (2, 8, 2)
+    assert shape(load_student("half", teacher, tok, "masked")) == (2, 8, 2)
+    copied = load_student("every-other", teacher, tok, "masked")
+    assert shape(copied) == (2, 16, 2)
+    assert torch.equal(copied.bert.embeddings.word_embeddings.weight, teacher.bert.embeddings.word_embeddings.weight)
+    loaded = load_student(saved / "bert", teacher, tok, "masked")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), teacher.parameters(), strict=True))
+
+
+def test_a_student_with_another_tokenizer_is_refused(saved, tmp_path):
+    teacher, tok = load_model(saved / "bert", "masked")
+    teacher.save_pretrained(tmp_path)
+    tokenizer([*WORDS[:5], "b", "a", "c", "probe"]).save_pretrained(tmp_path)
+    with pytest.raises(LimbeckError, match=r"2 tokens differ \('a' is 6 and 5\)"):
+        load_student(tmp_path, teacher, tok, "masked")
+
+
+def test_tokenizers_that_only_split_differently_are_refused():
+    check_same_tokenizer(tokenizer(), tokenizer())
+    with pytest.raises(LimbeckError, match="split text differently"):
+        check_same_tokenizer(tokenizer(), tokenizer(lower=True))
+
+
+@pytest.mark.parametrize("name", ["empty", "missing"])
+def test_a_folder_without_a_model_is_named(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LimbeckError, match=rf"cannot load '.*{name}' as a causal model"):
+        load_model(tmp_path / name, "causal")
+
+
+def test_a_single_layer_cannot_be_halved(saved):
+    teacher, tok = load_model(saved / "bert", "masked")
+    single = load_student("1x16", teacher, tok, "masked")
+    with pytest.raises(LimbeckError, match="--student every-other: the teacher has a single layer"):
+        load_student("every-other", single, tok, "masked")
