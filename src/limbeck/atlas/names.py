@@ -16,8 +16,8 @@ from limbeck.core.check import LimbeckError
 CATEGORIES = ("territory", "language", "currency", "script", "month", "day", "unit")
 
 # Locales with much written text, and locales with little: the split of the partition "hr_to_lr".
-HIGH = ("en de fr es it pt nl sv da pl cs ro hu fi tr id vi ru uk el ja ko zh ar he hi").split()
-LOW = ("is sw eu cy lv sl sq af bg ka hy az gl et").split()
+HIGH = tuple("en de fr es it pt nl sv da pl cs ro hu fi tr id vi ru uk el ja ko zh ar he hi".split())
+LOW = tuple("is sw eu cy lv sl sq af bg ka hy az gl et".split())
 
 
 @lru_cache
@@ -97,7 +97,7 @@ def codes(system: str) -> dict[str, str]:
 
 
 # ISO 3166-1 codes of territories that no longer exist, which CLDR still maps to their successors.
-_WITHDRAWN = frozenset("BUR DDR FXX TMP YMD ZAR 230 249 278 280 720 736 886".split())
+_WITHDRAWN = frozenset(["BUR", "DDR", "FXX", "TMP", "YMD", "ZAR", "230", "249", "278", "280", "720", "736", "886"])
 
 
 def _is_current(code: str, successors: list[str], system: str) -> bool:

@@ -1,8 +1,8 @@
 """Train the language model that ships with limbeck: ``python -m limbeck.atlas.train_lm --out folder``.
 
-A small Llama learns to learn in context: every row of its training text is one task of the atlas, example after example, in
-the layout that the rest of limbeck uses for it (``metaicl``: input, newline, output, three newlines). Tasks that are held out
-(``tasks.is_held_out``) never occur. A share of the rows is running text of the atlas (``corpora.documents``).
+A small Llama learns to learn in context: every row of its training text is one task of the atlas, example after
+example, in the layout that the rest of limbeck uses for it (``metaicl``: input, newline, output, three newlines). Tasks
+that are held out (``tasks.is_held_out``) never occur. A share of the rows is running text (``corpora.documents``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from limbeck.atlas import corpora, names, tasks
+from limbeck.atlas import corpora, kinds, names, tasks
 from limbeck.core.batch import Batch, next_token_batch, shift
 from limbeck.core.fit import fit
 from limbeck.core.stage import Optim, Stage
@@ -52,17 +52,17 @@ def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
 
 
 def _tokenizer_texts(seed: int) -> Iterator[str]:
-    for place in tasks.LOCALES:
+    for place in kinds.LOCALES:
         for category in names.CATEGORIES:
             yield from names.names(category, place).values()
         yield from corpora.sentences(place, n=200, seed=seed)
-    for word in tasks.LABELS:
+    for word in kinds.LABELS:
         yield from [word] * 20
 
 
 @dataclass
 class Rows:
-    """Rows of ``length`` tokens, one task each; row i depends on (seed, i) alone, so the position is all there is to save."""
+    """Rows of ``length`` tokens, one task each; batch i depends on (seed, i) alone: a position is all to save."""
 
     tokenizer: PreTrainedTokenizerFast
     batch: int
@@ -92,7 +92,7 @@ class Rows:
         spec = draw_spec(rng)
         if spec is None:
             text = self._tokenize(
-                "\n".join(corpora.documents(rng.choice(tasks.LOCALES), n=4, seed=rng.randrange(10**6)))
+                "\n".join(corpora.documents(rng.choice(kinds.LOCALES), n=4, seed=rng.randrange(10**6)))
             )
             return text[: self.length], [False] * min(len(text), self.length)
         for _, x, y in spec.pairs(rng, 64):
@@ -118,7 +118,7 @@ class Rows:
         return next_token_batch(ids, mask) | {"reply": shift(ids, keep)[1]}
 
 
-def draw_spec(rng: Random) -> tasks.Spec | None:
+def draw_spec(rng: Random) -> kinds.Spec | None:
     """A task that is not held out, or None where the row is to be running text."""
     point = rng.random()
     for kind, share in SHARES.items():
@@ -129,15 +129,15 @@ def draw_spec(rng: Random) -> tasks.Spec | None:
 
 
 @lru_cache
-def _seen(kind: str) -> list[tasks.Spec]:
+def _seen(kind: str) -> list[kinds.Spec]:
     return [spec for spec in tasks.specs() if spec.kind == kind and not tasks.is_held_out(spec)]
 
 
-def _fresh_labels(rng: Random, spec: tasks.Spec) -> tasks.Spec:
+def _fresh_labels(rng: Random, spec: kinds.Spec) -> kinds.Spec:
     """The same task; a classification gets other words for its classes every time, so only the context tells them."""
-    if not isinstance(spec, tasks.ClassTask):
+    if not isinstance(spec, kinds.ClassTask):
         return spec
-    return tasks.class_task(spec.by, spec.fixed, spec.classes, rng.sample(tasks.LABELS, len(spec.classes)))
+    return kinds.class_task(spec.by, spec.fixed, spec.classes, rng.sample(kinds.LABELS, len(spec.classes)))
 
 
 def next_token_step(model: LlamaForCausalLM, text_weight: float):
