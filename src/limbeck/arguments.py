@@ -76,6 +76,10 @@ def read_config(path: Path, cls: type, command: str) -> Any:
 def coerce(value: Any, hint: Any, where: str) -> Any:
     """``value`` from a file as the type ``hint``, or a ``LimbeckError`` that names ``where``."""
     origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(value, dict) and set(value) == {"object"}:
+        raise LimbeckError(
+            f"{where}: the run was given a {value['object']} from Python; name a folder or Hub id instead"
+        )
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
@@ -119,8 +123,6 @@ def _scalar(value: Any, hint: Any, where: str) -> Any:
     if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text
         return _number(value, where)
     fits = value is None if hint in (None, type(None)) else isinstance(value, hint)
-    object_left_out = isinstance(value, str) and value.startswith("<") and value.endswith(">")
-    require(not object_left_out, f"{where}: the run was given an object, {value}; name a folder or Hub id in its place")
     fits = fits and (hint is bool or not isinstance(value, bool))  # Python counts True as a number, a reader does not
     require(fits, f"{where}: expected {_named(hint)}, but got {value!r}")
     return value
@@ -175,7 +177,7 @@ def _check_flags(words: Sequence[str], known: set[str], prog: str) -> None:
 
 def _sentence(said: str) -> str:
     """The first paragraph of a boxed message as one line."""
-    kept = []
+    kept: list[str] = []
     for line in said.splitlines():
         inner = line.strip().strip("│╭╰╮╯").strip()
         if kept and (not inner or set(inner) <= {"─"}):

@@ -125,4 +125,4 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else f"<{type(value).__name__}>"
+    return str(value) if isinstance(value, Path) else {"object": type(value).__name__}

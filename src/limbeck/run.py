@@ -13,7 +13,6 @@ The folder then holds the student (``save_pretrained``), ``run.json``, ``metrics
 from __future__ import annotations
 
 import os
-import random
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.core.check import require
+from limbeck.core.rng import seed_everything as seed_all
 from limbeck.core.save import make_folder, write_json
 from limbeck.record import RECORD, find_record, make_record
 from limbeck.report.sections import Section
@@ -45,7 +45,7 @@ class Run:
     accumulate: int = 1
     """Batches per optimizer step; a step sees accumulate x batch rows per process."""
     save_every: int | None = None
-    """Steps between checkpoints; by default about ten over the run."""
+    """Steps between checkpoints; by default one every ten minutes."""
     tracker: Literal["none", "tensorboard"] = "none"
     """Where metrics go besides metrics.jsonl."""
 
@@ -100,6 +100,7 @@ class Started:
         write_json(self.out / "metrics.json", measured)
         if "accelerator" in self.__dict__:
             self.accelerator.end_training()
+        print(f"wrote {self.out}: {', '.join(_visible(self.out))}")
         return self.out
 
 
@@ -119,16 +120,6 @@ def begin(cfg: Run, method: str) -> Started:
     return Started(cfg, method, record)
 
 
-def seed_all(seed: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's global generators."""
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
 def save_artefact(part: Any, out: Path) -> None:
     """``part.save_pretrained`` into ``out``, file by file and each at once, so that a kill leaves no half file."""
     if part is None:
@@ -140,6 +131,10 @@ def save_artefact(part: Any, out: Path) -> None:
             final = out / path.relative_to(folder)
             final.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, final)
+
+
+def _visible(out: Path) -> list[str]:
+    return sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
 
 
 def _first_rank() -> bool:
