@@ -7,6 +7,7 @@ The previous checkpoint goes when the next one stands.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from limbeck.core.check import LimbeckError
-from limbeck.core.save import load_tensors, pack, read_json, replace_dir, save_tensors, unpack, write_json
+from limbeck.core.save import load_tensors, pack, read_json, replace_dir, unpack, write_tensors, writing
 
 FORMAT = 1
 PER_STEP = "batches per optimizer step"
@@ -109,14 +110,15 @@ class Checkpoints:
 
     def save(self, step: int, weights: Mapping[str, Tensor], memory: Mapping[str, Any]) -> None:
         """Write the checkpoint of ``step`` and drop the others."""
-        unfinished = self.folder / ".unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished, final = self.folder / ".unfinished", self.folder / f"step-{step:08d}"
         tensors: dict[str, Tensor] = {}
-        words = pack(memory, tensors)
-        save_tensors(unfinished / "weights.safetensors", weights)
-        save_tensors(unfinished / "memory.safetensors", tensors)
-        write_json(unfinished / "memory.json", {"format": FORMAT, "memory": words})
-        final = self.folder / f"step-{step:08d}"
+        words = json.dumps({"format": FORMAT, "memory": pack(memory, tensors)})
+        with writing(final):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            write_tensors(unfinished / "weights.safetensors", weights)
+            write_tensors(unfinished / "memory.safetensors", tensors)
+            (unfinished / "memory.json").write_text(words, encoding="utf-8")
         replace_dir(unfinished, final)
         for path in self.folder.glob("step-*"):
             if path != final:

@@ -19,12 +19,12 @@ from limbeck.core.check import LimbeckError
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn what the system says about a failed write into one sentence."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise LimbeckError(f"cannot write {path}: {reason}; choose a folder that is writable and has space") from error
 
 
@@ -41,7 +41,7 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
@@ -54,7 +54,7 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
 
 def make_folder(path: Path) -> Path:
     """Create the folder ``path`` (and its parents) and prove that it can be written to, or raise ``LimbeckError``."""
-    with _writing(path):
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe.{os.getpid()}"
         probe.touch()
@@ -91,8 +91,12 @@ def read_json(path: Path) -> Any:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write named tensors (any device, shape and layout) and text metadata as safetensors, whole or not at all."""
-    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
-    _replace(path, lambda temporary: save_file(plain, str(temporary), dict(metadata or {})))
+    _replace(path, lambda temporary: write_tensors(temporary, tensors, metadata))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """``save_tensors`` without care for what a kill leaves behind: for folders that ``replace_dir`` puts in place."""
+    save_file({name: _plain(tensor) for name, tensor in tensors.items()}, str(path), dict(metadata or {}))
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -123,7 +127,7 @@ def replace_dir(temporary: Path, final: Path) -> None:
     name ``.<final>.old``.
     """
     old = final.with_name(f".{final.name}.old")
-    with _writing(final):
+    with writing(final):
         for path in sorted(temporary.rglob("*")):
             _flush(path)
         _flush(temporary)

@@ -1,8 +1,8 @@
 """What a step hands to ``fit``: raw sums, their unit and their weight, kept apart.
 
-A mean is not additive, a sum is. Keeping the sum and the name of what it is summed over lets ``fit`` divide by the count
-of the whole optimizer step, over all micro-batches and ranks, so that 1, 2 or 8 micro-batches give the same gradient,
-also when terms average over different positions.
+A mean is not additive, a sum is. Keeping the sum and the name of what it is summed over lets ``fit`` divide by the
+count of the whole optimizer step, over all micro-batches and ranks, so that 1, 2 or 8 micro-batches give the same
+gradient, also when terms average over different positions.
 """
 
 from __future__ import annotations
