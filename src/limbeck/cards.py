@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from limbeck.core.check import LimbeckError, require
+from limbeck.core.check import LimbeckError
 
 METHODS = Path(__file__).parent / "methods"
 FIELDS = ("Paper", "Says", "Parts", "Needs", "Departures", "Checked", "Claim")
@@ -65,16 +65,3 @@ def read_card(path: Path) -> Card:
     if docstring is None:
         raise LimbeckError(f"{path}: expected a card, the docstring that opens a method file, but there is none")
     return parse_card(docstring, path.stem, path.parent.name)
-
-
-def read_cards(folder: Path = METHODS) -> dict[str, Card]:
-    """Every method's card by name, in order of family and name; files that start with ``_`` are not methods."""
-    files = sorted(path for path in folder.glob("*/*.py") if not path.name.startswith("_"))
-    cards: dict[str, Card] = {}
-    for path in files:
-        card = read_card(path)
-        require(
-            card.name not in cards, f"{path}: the name {card.name!r} is taken by another method; rename one of them"
-        )
-        cards[card.name] = card
-    return cards

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from limbeck.cards import Card, parse_card
+from limbeck.cards import Card, read_card
 from limbeck.core.check import LimbeckError, require
 
 PACKAGE = Path(__file__).parent
@@ -83,7 +83,7 @@ def _add(found: dict[str, Command], new: Iterator[Command], path: Path) -> None:
 def _in_method_file(path: Path, module: str) -> Iterator[Command]:
     tree = _parse(path)
     if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-        card = parse_card(ast.get_docstring(tree) or path.stem, path.stem, path.parent.name)
+        card = read_card(path)
         yield Command(path.stem, card.title, module, card=card)
     yield from _entries(tree, module, "")
 
