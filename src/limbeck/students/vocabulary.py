@@ -97,24 +97,26 @@ def trim_vocabulary(model: Any, tokenizer: Any, keep: Iterable[int], alphabet: b
 
     Raises ``LimbeckError`` if the two do not fit, the tokenizer cannot be edited, or nothing would be removed.
     """
-    rows, size = table_rows(model), max(tokenizer.get_vocab().values()) + 1
-    backend_state(tokenizer)
+    tokens = _tokens_to_keep(model, tokenizer, set(keep))
+    small_tokenizer, order = trim_tokenizer(tokenizer, tokens, alphabet)
+    rows = [*order, *rows_without_token(model, tokenizer)]
     require(
-        size <= rows,
-        f"the tokenizer has {size} tokens, but the model's table only {rows} rows; give the tokenizer of this model",
+        len(rows) < table_rows(model),
+        f"nothing to trim: all {len(rows)} rows of the model's table would stay; keep fewer tokens",
     )
-    keep = set(keep)
+    return with_rows(model, rows), small_tokenizer
+
+
+def _tokens_to_keep(model: Any, tokenizer: Any, keep: set[int]) -> set[int]:
+    backend_state(tokenizer)  # refuses one that cannot be edited
+    rows, ids = table_rows(model), set(tokenizer.get_vocab().values())
     require(
-        all(0 <= i < rows for i in keep), f"keep: expected ids from 0 to {rows - 1}, but got {max(keep, default=0)}"
+        max(ids) < rows,
+        f"the tokenizer has {max(ids) + 1} tokens, but the model's table only {rows} rows; give this model's tokenizer",
     )
-    outside = rows_without_token(model, tokenizer)
-    wanted = (keep | named_ids(model) | ids_below_padding(model)) - set(range(size, rows)) - set(outside)
-    small_tokenizer, order = trim_tokenizer(tokenizer, wanted & set(tokenizer.get_vocab().values()), alphabet)
-    require(
-        len(order) + len(outside) < rows,
-        f"nothing to trim: all {rows} rows of the table would stay; keep fewer tokens than {rows}",
-    )
-    return with_rows(model, [*order, *outside]), small_tokenizer
+    strange = next((i for i in keep if not 0 <= i < rows), None)
+    require(strange is None, f"keep: expected ids from 0 to {rows - 1}, but got {strange}")
+    return (keep | named_ids(model) | ids_below_padding(model)) & ids
 
 
 def rows_without_token(model: Any, tokenizer: Any) -> list[int]:
