@@ -178,7 +178,7 @@ def test_overview_version_and_methods(ran: Callable[..., tuple[int, str, str]]) 
         (["tiny_kd", "--teacher", "bad"], "--teacher bad: expected a folder or Hub id; name another"),
         (["tiny_kd", "--config"], "--config: expected the path"),
         (["tiny_kd", "--config", "gone.json"], "--config gone.json: cannot be read: No such file"),
-        (["context", "say"], "--text"),
+        (["context", "say"], "limbeck context say: expected --text, which has no default"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_2(

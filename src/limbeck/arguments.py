@@ -42,7 +42,8 @@ def parse(cls: type, words: Sequence[str], prog: str, description: str = "") -> 
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise LimbeckError(f"{prog}: {_sentence(heard.getvalue())}; {prog} --help lists the flags") from None
+        reason = _missing(cls, words, default) or _sentence(heard.getvalue())
+        raise LimbeckError(f"{prog}: {reason}; {prog} --help lists the flags") from None
 
 
 def take_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -173,6 +174,17 @@ def _check_flags(words: Sequence[str], known: set[str], prog: str) -> None:
             near = get_close_matches(flag, names, 1)
             hint = f"did you mean {near[0]}" if near else f"{prog} --help lists the flags"
             raise LimbeckError(f"{prog}: there is no flag {word.split('=')[0]}; {hint}")
+
+
+def _missing(cls: type, words: Sequence[str], default: Mapping[str, Any]) -> str:
+    """Which flags without a default neither the line nor the file gives, in words; empty if none is missing."""
+    import tyro
+
+    given = {word.split("=")[0].replace("_", "-") for word in words}
+    wanted = {f"--{name.replace('_', '-')}": name for name in _unset({f.name: f for f in dataclasses.fields(cls)})}
+    values = vars(default["default"]) if default else {}
+    lacking = [f for f, name in wanted.items() if f not in given and values.get(name, tyro.MISSING) is tyro.MISSING]
+    return f"expected {' and '.join(lacking)}, which has no default" if lacking else ""
 
 
 def _sentence(said: str) -> str:
