@@ -11,7 +11,7 @@ from limbeck.core.check import LimbeckError, require
 
 
 def tempered(sizes: Mapping[str, float], temperature: float = 1.0) -> dict[str, float]:
-    """Shares proportional to ``size ** (1 / temperature)`` (mT5, arXiv 2010.11934, section 3.1, alpha = 1 / temperature).
+    """Shares proportional to ``size ** (1 / temperature)`` (mT5, arXiv 2010.11934, 3.1: alpha = 1 / temperature).
 
     1 keeps the sizes' proportions; higher values even them out; infinity gives equal shares.
     """

@@ -1,8 +1,8 @@
 """Batches out of rows: index-addressed, so a stream's whole state is one number.
 
 Row number ``i`` of an endless pass over the data depends only on ``(seed, i)``: it is row ``i mod n`` of epoch
-``i // n``, shuffled by ``(seed, epoch)``. Batch ``k`` holds the rows ``k * batch`` to ``(k + 1) * batch``; batches cross
-the border of epochs, so no row is lost or repeated, and resuming needs no replay.
+``i // n``, shuffled by ``(seed, epoch)``. Batch ``k`` holds the rows ``k * batch`` to ``(k + 1) * batch``; batches
+cross the border of epochs, so no row is lost or repeated, and resuming needs no replay.
 """
 
 from __future__ import annotations

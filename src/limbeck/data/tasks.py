@@ -96,7 +96,7 @@ def _task(name: str, rows: dict[tuple[str, str], list[Example]], origin: dict[tu
         some = [bool(row.options) for row in rows.get((name, split), [])]
         require(
             all(some) or not any(some),
-            f"{origin.get((name, split))}: task {name!r} has options in some rows only; give them in all rows or in none",
+            f"{origin.get((name, split))}: task {name!r} has options in some rows only; give them in all or in none",
         )
     return Task(name, *(rows.get((name, split), []) for split in SPLITS))
 

@@ -45,32 +45,28 @@ def generate(
     size = read.at_once(batch)
     for same in groups.values():
         for chosen in (same[i : i + size] for i in range(0, len(same), size)):
-            ids = _continue(
-                read, torch.tensor([list(prompts[i]) for i in chosen]), new_tokens, _ends(lm, tokenizer, stop)
-            )
+            same_length = torch.tensor([list(prompts[i]) for i in chosen])
+            ids = _continue(read, same_length, new_tokens, tokenizer, stop)
             for i, text in zip(chosen, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
                 out[i] = _until(text, stop)
     return out
 
 
-def _continue(read: Prefix, prompts: Tensor, new_tokens: int, ends: list[int]) -> Tensor:
+def _continue(read: Prefix, prompts: Tensor, new_tokens: int, tokenizer: Any, stop: Sequence[str]) -> Tensor:
     """New ids b n behind prompts b t of one length."""
     lm, prompts = read.lm, prompts.to(read.lm.device)
-    args: dict[str, Any] = {
-        "do_sample": False,
-        "num_beams": 1,
-        "max_new_tokens": new_tokens,
-        "eos_token_id": ends or None,
-    }
-    args["pad_token_id"] = ends[0] if ends else 0
+    end = lm.generation_config.eos_token_id
+    pad = end[0] if isinstance(end, list) else end or 0  # stands only behind an end, where it is cut
     with quiet(lm):
-        if read.seq2seq:
-            args |= _seq2seq(read, prompts)
-            given = args["decoder_input_ids"].shape[1]
-        else:
-            args |= _decoder(read, prompts)
-            given = args["input_ids"].shape[1] if "input_ids" in args else 0
-        return lm.generate(**args)[:, given:]
+        args = (_seq2seq if read.seq2seq else _decoder)(read, prompts)
+        given = next((args[name].shape[1] for name in ("input_ids", "decoder_input_ids") if name in args), 0)
+
+        def stopped(ids: Tensor, scores: Any, **settings: Any) -> Tensor:
+            texts = tokenizer.batch_decode(ids[:, given:], skip_special_tokens=True)
+            return torch.tensor([_until(text, stop) != text.strip() for text in texts], device=ids.device)
+
+        settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": new_tokens, "pad_token_id": pad}
+        return lm.generate(**args, **settings, stopping_criteria=[stopped])[:, given:]
 
 
 def _decoder(read: Prefix, prompts: Tensor) -> dict[str, Any]:
@@ -90,15 +86,9 @@ def _seq2seq(read: Prefix, prompts: Tensor) -> dict[str, Any]:
     start = prompts.new_full((len(prompts), 1), start_token(read.lm))
     ids = start if read.query == "encoder" else torch.cat([start, prompts], dim=1)
     cache = {} if read.cache is None else {"past_key_values": repeated(read.cache, len(prompts))}
-    return {"encoder_outputs": encoder_output(states), "attention_mask": seen, "decoder_input_ids": ids, **cache}
-
-
-def _ends(lm: Any, tokenizer: Any, stop: Sequence[str]) -> list[int]:
-    """Tokens that end an answer: the model's own, and stop texts that are one token."""
-    own = lm.generation_config.eos_token_id
-    ends = [] if own is None else own if isinstance(own, list) else [own]
-    alone = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in stop)
-    return list(dict.fromkeys([*ends, *(ids[0] for ids in alone if len(ids) == 1)]))
+    # the decoder's mask tells transformers that ids hold what is cached too, so that it leaves that out
+    decoder = {"decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(ids), **cache}
+    return {"encoder_outputs": encoder_output(states), "attention_mask": seen, **decoder}
 
 
 def _until(text: str, stop: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Metrics of the MetaICL protocol (arXiv 2110.15943) and exact match. Answers are compared without surrounding space."""
+"""Metrics of the MetaICL protocol (arXiv 2110.15943) and exact match; space around answers does not count."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def exact_match(predictions: Sequence[str], gold: Sequence[str]) -> float:
 def macro_f1(predictions: Sequence[str], gold: Sequence[str]) -> float:
     """F1 per label that occurs in ``gold``, averaged.
 
-    A gold label that is never predicted counts 0; a label that is only predicted adds no term (scikit-learn's default label
-    set would add one).
+    A gold label that is never predicted counts 0; a label that is only predicted adds no term (scikit-learn's default
+    label set would add one).
     """
     pairs = _pairs(predictions, gold)
     labels = sorted({g for _, g in pairs})

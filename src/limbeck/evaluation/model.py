@@ -48,8 +48,8 @@ def check_positions(lm: Any, before: int, tokens: int) -> None:
     most = positions(lm)
     if most is not None and before + tokens > most:
         raise LimbeckError(
-            f"a prefix of {before} positions and {tokens} tokens behind it exceed the {most} positions that the language "
-            "model can read; use fewer demonstrations or shorter text"
+            f"a prefix of {before} positions and {tokens} tokens behind it exceed the {most} positions that the "
+            "language model can read; use fewer demonstrations or shorter text"
         )
 
 

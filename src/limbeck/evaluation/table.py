@@ -16,19 +16,19 @@ class Summary(NamedTuple):
 
     mean: float
     half: float | None
-    count: int
+    number: int
 
 
 def summary(values: Iterable[float], level: float = 0.95) -> Summary:
     """Mean and Student's t interval of independent ``values`` (seeds): mean +- t s / sqrt(n), s with n - 1."""
     values = [float(value) for value in values]
     require(values, "a summary needs at least one value")
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count == 1:
+    number = len(values)
+    mean = math.fsum(values) / number
+    if number == 1:
         return Summary(mean, None, 1)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    return Summary(mean, float(student_t.ppf((1 + level) / 2, count - 1)) * spread / math.sqrt(count), count)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (number - 1))
+    return Summary(mean, float(student_t.ppf((1 + level) / 2, number - 1)) * spread / math.sqrt(number), number)
 
 
 class Table:
