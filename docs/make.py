@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from limbeck.cards import FIELDS, METHODS, Card
 from limbeck.commands import find_commands
 from limbeck.core.save import write_atomic
-from limbeck.report.values import flat, show
+from limbeck.report.values import show
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -119,28 +119,36 @@ def claims_page(files: list[Path]) -> str:
 
 
 def _claim(name: str, result: Mapping[str, Any]) -> Iterator[str]:
+    """The parts of one result: what was claimed and what came out first, then each check, then the other entries."""
     yield f"## {name}"
     for key in ("claim", "verdict"):
         if key in result:
             yield f"**{key.capitalize()}:** {_said(result[key])}"
+    if checks := result.get("checks"):
+        rows = [("yes" if check["holds"] else "no", check["claim"], _said(check.get("seen", ""))) for check in checks]
+        yield table(("holds", "what should hold", "what was seen"), rows)
     for key, value in result.items():
-        if key not in ("claim", "verdict", "rows", "seeds"):
-            yield from _numbers(key, value)
+        if key not in ("claim", "verdict", "checks", "rows", "method"):
+            yield from _entry(key, value)
+
+
+def _entry(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping) and value and all(isinstance(row, Mapping) for row in value.values()):
+        columns = list(dict.fromkeys(column for row in value.values() for column in row))
+        rows = [(name, *(_said(row.get(column)) for column in columns)) for name, row in value.items()]
+        yield table((key, *columns), rows)
+    elif isinstance(value, Mapping):
+        yield table((key, "value"), [(name, _said(item)) for name, item in value.items()])
+    else:
+        yield f"{key}: {_said(value)}"
 
 
 def _said(value: Any) -> str:
-    return value if isinstance(value, str) else "; ".join(f"{key}: {show(item)}" for key, item in flat({"": value}))
-
-
-def _numbers(key: str, value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping) and value and all(isinstance(row, Mapping) for row in value.values()):
-        columns = list(dict.fromkeys(column for row in value.values() for column in row))
-        rows = [(name, *(show(row.get(column)) for column in columns)) for name, row in value.items()]
-        yield table((key, *columns), rows)
-    elif isinstance(value, Mapping):
-        yield table((key, "value"), [(name, show(item)) for name, item in flat(value)])
-    else:
-        yield f"{key}: {show(value)}"
+    """A value as text; a mean with its standard deviation or half-width as ``mean ± spread``."""
+    if isinstance(value, Mapping) and "mean" in value:
+        spread = next((value[name] for name in ("half", "sd", "spread", "std") if value.get(name) is not None), None)
+        return show(value["mean"]) if spread is None else f"{show(value['mean'])} ± {show(spread)}"
+    return show(value)
 
 
 def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -76,14 +76,19 @@ def test_tables_escape_bars() -> None:
 
 def test_claims_show_verdict_and_numbers() -> None:
     result = {
-        "claim": "A beats B",
-        "verdict": "holds",
-        "scores": {"a": {"mean": 0.5, "spread": 0.01}, "b": {"mean": 0.4}},
+        "rows": [{"seed": 0, "method": "a", "kl": 0.5}],
+        "summary": {"a": {"kl": {"mean": 0.5, "sd": 0.01}}, "b": {"kl": {"mean": 0.4}, "steps": 3}},
+        "checks": [{"claim": "A beats B", "holds": False, "seen": "0.5 against 0.4"}],
+        "verdict": "0 of 1 checks hold",
+        "setting": {"steps": 300},
     }
     text = "\n".join(make._claim("fake", result))
-    assert "**Verdict:** holds" in text
-    assert "| a | 0.500 | 0.010 |" in text
-    assert "| b | 0.400 |  |" in text
+    assert "**Verdict:** 0 of 1 checks hold" in text
+    assert "| no | A beats B | 0.5 against 0.4 |" in text
+    assert "| a | 0.500 ± 0.010 |  |" in text
+    assert "| b | 0.400 | 3 |" in text
+    assert "| steps | 300 |" in text
+    assert "seed" not in text
 
 
 def test_a_card_is_title_fields_and_free_text() -> None:
