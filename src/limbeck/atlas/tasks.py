@@ -140,5 +140,4 @@ def build(spec: Spec, examples: int = 64, seed: int = 0) -> Task:
     rows = [Example(spec.name, x, y, spec.options(rng, key, y)) for key, x, y in drawn]
     rows = [row for row in rows if len(row.options) > 1]
     half = len(rows) // 2
-    kind = "classification" if spec.kind == "class" else "multi-choice"
-    return Task(spec.name, train=rows[:half], dev=[], test=rows[half:], kind=kind)
+    return Task(spec.name, train=rows[:half], test=rows[half:])
