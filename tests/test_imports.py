@@ -43,6 +43,9 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def room(path: Path) -> str:
+    """The folder that sets the rules for a file; a room's ``commands.py`` is part of the command line."""
+    if path.name == "commands.py":
+        return "cli"
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
