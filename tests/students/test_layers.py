@@ -11,6 +11,7 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
+    BertModel,
     DistilBertConfig,
     DistilBertForMaskedLM,
     GPT2Config,
@@ -135,6 +136,12 @@ def test_widths_scale_with_the_model():
     assert (config.intermediate_size, config.num_attention_heads, config.num_key_value_heads) == (96, 8, 4)
     assert len(config.layer_types) == 2
     assert smaller(make("llama"), 2, 48, heads=8).config.head_dim == 6
+
+
+def test_what_the_teacher_was_built_without_stays_away():
+    model = BertModel(BertConfig(**SMALL), add_pooling_layer=False)
+    assert keep_layers(model, [0, 1]).pooler is None
+    assert smaller(model, 2, 12).pooler is None
 
 
 def test_bf16_stays_bf16():

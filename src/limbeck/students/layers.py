@@ -127,6 +127,9 @@ def _with_depth(config: Any, chosen: Sequence[int]) -> Any:
 
 def _build(model: nn.Module, config: Any) -> Any:
     small = type(model)(config)
+    for name, _ in list(small.named_children()):  # built without on purpose, such as a pooler
+        if getattr(model, name, None) is None:
+            setattr(small, name, None)
     parameter = next(model.parameters())
     if getattr(model, "generation_config", None) is not None:
         small.generation_config = deepcopy(model.generation_config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from limbeck.students.layers import every_other, keep_layers, parse_size, shape,
 Kind = Literal["base", "masked", "causal"]
 AUTO = {"base": "AutoModel", "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
 EVERY_OTHER, HALF = "every-other", "half"
+EMBEDDED = "limbeck:"  # "limbeck:<folder>" names a model that ships inside the package
 
 
 def load_model(name: str | Path, kind: Kind, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
@@ -22,15 +24,28 @@ def load_model(name: str | Path, kind: Kind, dtype: torch.dtype = torch.float32)
     """
     import transformers
 
+    where = place(name)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(name))
-        model = getattr(transformers, AUTO[kind]).from_pretrained(str(name), dtype=dtype)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+        model = getattr(transformers, AUTO[kind]).from_pretrained(where, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise LimbeckError(
             f"cannot load {str(name)!r} as a {kind} model: {reason}; give a folder or a Hub id"
         ) from None
     return model, tokenizer
+
+
+def place(name: str | Path) -> str:
+    """Where a model named by a folder, a Hub id or ``limbeck:<folder in the package>`` is to be loaded from."""
+    text = str(name)
+    if not text.startswith(EMBEDDED):
+        return text
+    folder = Path(str(files("limbeck").joinpath(*text.removeprefix(EMBEDDED).split("/"))))
+    require(
+        folder.is_dir(), f"{text}: this installation does not hold that model; name a folder or Hub id, or reinstall"
+    )
+    return str(folder)
 
 
 def load_student(name: str | Path, teacher: Any, tokenizer: Any, kind: Kind) -> Any:

@@ -1,0 +1,224 @@
+"""TAID: temporally adaptive interpolated distillation.
+
+Paper:      Shing et al., ICLR 2025, arXiv 2501.16937; released code SakanaAI/TAID at a062892.
+Says:       the target wanders, in logit space, from the student's own distribution to the teacher's: at least along a
+            straight line, and ahead of it while the loss is falling. That bridges the gap between unequal models.
+Parts:      sources.model | objectives (interpolated, here; soft and hard) | after (AdaptiveT, here)
+Needs:      causal student and teacher that share a tokenizer. Signals: logits. Batch: ids, mask, targets, answer.
+Departures: t moves once per optimizer step, from the loss averaged over all micro-batches and processes; the released
+            code moves it per micro-batch and lets processes drift apart. The paper's alpha of 5e-4 lets the adaptive
+            term act only in runs of about 8000 steps or more; by default shorter runs scale it to 4 / steps. A token
+            that either model forbids (a logit of minus infinity) is forbidden by the target.
+Checked:    released code: target, loss and gradient at five t, five controller paths, a whole trajectory.
+Claim:      claims/taid.py, against forward and reverse KL and the plain linear curriculum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.analyses.measure import measure
+from limbeck.atlas import corpora
+from limbeck.core.batch import Batch
+from limbeck.core.check import one_of, require
+from limbeck.core.fit import fit
+from limbeck.core.signals import Signals
+from limbeck.core.stage import Objective, Optim, Stage, distill_step, freeze
+from limbeck.core.terms import Clock, Terms, per
+from limbeck.data.held import hold_out
+from limbeck.data.pairs import causal_batches
+from limbeck.data.stream import Batches, lm_batches
+from limbeck.losses.divergence import forward_kl, jsd, reverse_kl, soft_cross_entropy, total_variation
+from limbeck.objectives.tokens import check_teacher, hard, logits_on, soft
+from limbeck.objectives.weighted import weighted
+from limbeck.report.sections import Table
+from limbeck.run import Run, begin, seed_all
+from limbeck.sources.model import model_source
+from limbeck.students.load import load_model, load_student
+
+DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd, "total_variation": total_variation}
+GOALS = ("taid", "linear", *DIVERGENCES)
+NAME = "taid"  # of the term that the pace reads
+
+
+@dataclass(frozen=True)
+class Config(Run):
+    """Settings of ``limbeck taid``."""
+
+    out: Path = Path("runs/taid")
+    """Folder that the run writes."""
+    teacher: str = "limbeck:atlas/weights/lm"
+    """Folder or Hub id of a causal LM; by default the one that ships with limbeck."""
+    student: str = "every-other"
+    """Folder or Hub id, a size like 6x384 (the teacher's architecture anew), or every-other (half of its layers)."""
+    data: str | None = None
+    """jsonl with prompt and completion, or text (jsonl, txt, parquet, folder, Hub id); by default the atlas."""
+    objective: Literal["taid", "linear", "forward_kl", "reverse_kl", "jsd", "total_variation"] = "taid"
+    """What is minimised: TAID, its linear schedule alone, or a fixed divergence to the teacher as a baseline."""
+    steps: int = 300
+    """Optimizer steps; the paper: 5 epochs of UltraChat-200k. 300 suit the atlas."""
+    batch: int = 8
+    """Rows per batch; released code: 8 per GPU, 8 GPUs."""
+    length: int = 128
+    """Tokens per row; released code: 2048."""
+    lr: float = 1e-4
+    """Peak learning rate, cosine without warm-up; released code."""
+    t_start: float = 0.4
+    """Where t begins; released code (0.2 in its llama-2 and stablelm scripts)."""
+    t_end: float = 1.0
+    """Where t ends; released code."""
+    alpha: float | None = None
+    """Size of an adaptive step; released code: 5e-4. None: that, but at least 4 / steps (see Departures)."""
+    beta: float = 0.99
+    """Memory of the loss's relative change; released code."""
+    hard: float = 0.0
+    """Share of the ordinary language-modelling loss; released code: 0."""
+
+
+def interpolate(student_logits: Tensor, teacher_logits: Tensor, t: float) -> Tensor:
+    """Logits of the target: (1 - t) z_S + t z_T, in fp32 and without a gradient. Shapes ... v, ... v -> ... v."""
+    s, z = student_logits.detach().float(), teacher_logits.detach().float()
+    mixed = (1 - t) * s + t * z
+    return mixed.masked_fill(s.isneginf() | z.isneginf(), -torch.inf)  # else 0 * inf at t = 0 or 1
+
+
+class AdaptiveT:
+    """t, moved after every optimizer step by that step's loss (the paper's adaptive update).
+
+    As a callback it reads ``logs["taid"]``, the cross-entropy to the target over all processes, so every process moves
+    alike. ``adaptive=False`` leaves the linear schedule. ``share`` tells how many steps the adaptive term decided.
+    """
+
+    def __init__(self, t_start: float, t_end: float, alpha: float, beta: float, adaptive: bool = True) -> None:
+        require(0 <= t_start < t_end <= 1, f"taid: needs 0 <= t_start < t_end <= 1, but got {t_start} and {t_end}")
+        require(alpha >= 0 and 0 <= beta < 1, f"taid: needs alpha >= 0 and 0 <= beta < 1, but got {alpha} and {beta}")
+        self.t_start, self.t_end, self.alpha, self.beta, self.adaptive = t_start, t_end, alpha, beta, adaptive
+        self.t, self.momentum = t_start, 0.0
+        self.previous: float | None = None
+        self.moves, self.decided = 0, 0
+
+    def __call__(self, logs: Mapping[str, float], clock: Clock) -> None:
+        """Move t after a step. ``fit`` counts the step just done, the paper's n begins at 0."""
+        self.move(logs[NAME], clock.step - 1, clock.steps)
+
+    def move(self, loss: float, step: int, steps: int) -> None:
+        """Move t after step ``step`` (0-based) of ``steps`` had ``loss``; a loss that is not finite moves nothing."""
+        if not math.isfinite(loss):
+            return
+        previous, self.previous = self.previous, loss
+        if previous is None:
+            return
+        self.momentum = self.beta * self.momentum + (1 - self.beta) * (previous - loss) / (previous + 1e-15)
+        ahead = self.t + self.alpha * (1 - self.t) / (1 + math.exp(-self.momentum))
+        line = self.t_start + (self.t_end - self.t_start) * step / steps
+        self.moves += 1
+        self.decided += int(self.adaptive and ahead > line)
+        self.t = min(self.t_end, max(line, ahead) if self.adaptive else line)
+
+    @property
+    def share(self) -> float:
+        """Share of the moves that the adaptive term decided: 0 means that t was the linear schedule."""
+        return self.decided / max(1, self.moves)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next move depends on."""
+        return {name: getattr(self, name) for name in ("t", "momentum", "previous", "moves", "decided")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        for name in self.state_dict():
+            setattr(self, name, state[name])
+
+
+def interpolated(pace: AdaptiveT) -> Objective:
+    """Cross-entropy of the student to the target at ``pace.t``, per answer token.
+
+    The paper writes KL; the pace follows the cross-entropy, as in the released code, and the gradients are the same.
+    """
+
+    def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
+        ours, theirs = (logits_on(signals, batch, "answer") for signals in (student, teacher))
+        check_teacher(ours, theirs)
+        return per("answer", soft_cross_entropy(ours, interpolate(ours, theirs, pace.t)), NAME)
+
+    return objective
+
+
+def taid(
+    student: nn.Module,
+    teacher: nn.Module,
+    stream: Iterable[Batch],
+    cfg: Config,
+    out: Path | None = None,
+    engine: Any = None,
+) -> dict[str, float]:
+    """Train ``student`` in place towards ``teacher`` on ``stream``; ``out`` and ``engine`` go to ``fit``.
+
+    Returns what ``fit`` says and, where t moves, its last value and ``adaptive_share``.
+    """
+    one_of(cfg.objective, GOALS, "--objective")
+    alpha = max(5e-4, 4 / max(1, cfg.steps)) if cfg.alpha is None else cfg.alpha
+    pace = AdaptiveT(cfg.t_start, cfg.t_end, alpha, cfg.beta, adaptive=cfg.objective == "taid")
+    paced = cfg.objective not in DIVERGENCES
+    goal = interpolated(pace) if paced else soft(DIVERGENCES[cfg.objective])
+    if cfg.hard:
+        goal = weighted(**{NAME: (1 - cfg.hard, goal), "hard": (cfg.hard, hard())})
+    said = fit(
+        Stage(
+            cfg.objective,
+            distill_step(model_source(student), model_source(teacher), goal),
+            train={"student": student},
+            stream=stream,
+            steps=cfg.steps,
+            optim=Optim(cfg.lr, "cosine"),
+            accumulate=cfg.accumulate,
+            after=[pace] if paced else [],
+            state={"pace": pace} if paced else {},
+            frozen={"teacher": teacher},
+            seed=cfg.seed,
+            save_every=cfg.save_every,
+        ),
+        out,
+        engine,
+    )
+    return {**said, "t": pace.t, "adaptive_share": pace.share} if paced else said
+
+
+def main(cfg: Config) -> Path:
+    """Distil ``cfg.teacher`` into ``cfg.student`` on ``cfg.data``; writes the student and its report to ``cfg.out``."""
+    seed_all(cfg.seed)
+    teacher, tokenizer = load_model(cfg.teacher, "causal")
+    student = load_student(cfg.student, teacher, tokenizer, "causal")
+    split = hold_out(batches(cfg, tokenizer))
+    run = begin(cfg, "taid")
+    compare = distill_step(model_source(student.eval()), model_source(freeze(teacher)), agreement())
+    before = measure(compare, split.batches)
+    metrics = taid(student, teacher, split.stream, cfg, run.stage_dir, run.accelerator)
+    after = measure(compare, split.batches)
+    measured = {**metrics, split.name: after, "before": before}
+    return run.finish(student, tokenizer, measured, [_table(before, after, split.name)])
+
+
+def agreement() -> Objective:
+    """What is measured, never trained: both KLs to the teacher, and the student's negative log-likelihood."""
+    return weighted(forward_kl=(1, soft(forward_kl)), reverse_kl=(1, soft(reverse_kl)), student_nll=(1, hard()))
+
+
+def batches(cfg: Config, tokenizer: Any) -> Batches:
+    """The stream that ``cfg`` names: the user's data, or sentences of the atlas in English."""
+    if cfg.data is None:
+        return lm_batches(corpora.sentences("en", 4000, cfg.seed), tokenizer, cfg.length, cfg.batch, cfg.seed)
+    return causal_batches(cfg.data, tokenizer, cfg.length, cfg.batch, cfg.seed)
+
+
+def _table(before: Mapping[str, float], after: Mapping[str, float], rows: str) -> Table:
+    title = f"Student and teacher on {rows.replace('_', ' ')}"
+    cells = [(name, before[name], after[name]) for name in before]
+    return Table(title, ("", "before", "after"), cells, "Nats per token.")
