@@ -1,0 +1,155 @@
+"""The host: the frozen LLM that reads the vectors. Loading it, and knowing it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.core.check import LimbeckError, require
+from limbeck.sources.views import positions
+
+EMBEDDED = "limbeck:"  # "limbeck:<folder>" names a model that ships inside the package
+ARCHITECTURE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+PROBES, PROBE_VALUES = 4, 8
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a distiller and its vectors remember of the LLM that they were made for.
+
+    ``llm`` folder, Hub id or ``limbeck:<folder>``; ``width`` of its embeddings; ``positions`` it can read (None: no
+    limit); ``start`` the first token of an encoder-decoder's decoder; ``fingerprint`` its architecture and a few of its
+    weights.
+    """
+
+    llm: str
+    width: int
+    seq2seq: bool = False
+    positions: int | None = None
+    start: int | None = None
+    fingerprint: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def of(model: Any, name: str | Path) -> Host:
+        """The host that ``model``, loaded from ``name``, is."""
+        config, seq2seq = model.config, bool(model.config.is_encoder_decoder)
+        embedding = model.get_input_embeddings()
+        require(
+            isinstance(getattr(embedding, "weight", None), torch.Tensor),
+            f"{type(model).__name__} has no table of input embeddings, so vectors cannot stand among them",
+        )
+        start = getattr(config, "decoder_start_token_id", None) if seq2seq else None
+        require(
+            start is not None or not seq2seq,
+            f"{name}: an encoder-decoder needs decoder_start_token_id in its configuration, but there is none",
+        )
+        where = str(Path(name).resolve()) if Path(name).is_dir() else str(name)
+        return Host(where, embedding.weight.shape[1], seq2seq, positions(config), start, fingerprint(model))
+
+    def load(self, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+        """The frozen LLM and its tokenizer, after a look whether it still is the one."""
+        model, tokenizer = load_llm(self.llm, dtype)
+        self.check(model, "the distiller")
+        return model, tokenizer
+
+    def check(self, model: Any, what: str) -> None:
+        """Refuse ``model`` unless it is this host; ``what`` was made for it. Copies in another precision pass."""
+        for name in ARCHITECTURE:
+            expected, ours = self.fingerprint.get(name), getattr(model.config, name, None)
+            require(
+                ours == expected,
+                f"{what} was made for an LLM with {name} {expected}, but this one has {ours}; give it {self.llm}",
+            )
+        weights = dict(model.named_parameters())
+        for name, values in self.fingerprint.get("probes", {}).items():
+            found = weights.get(name)
+            require(
+                found is None or not found.is_floating_point() or _close(_values(found), values),
+                f"{what} was made for {self.llm}, but this LLM of the same architecture has other weights ({name}); "
+                "give it the one that it was made for",
+            )
+
+
+def load_llm(name: str | Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """The frozen model and its tokenizer: causal or encoder-decoder, as its configuration says.
+
+    ``name`` is a folder, a Hub id or ``limbeck:<folder in the package>``; ``dtype`` None means float32. Code that comes
+    with a model is not run.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    try:
+        seq2seq = AutoConfig.from_pretrained(place(name)).is_encoder_decoder
+        auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+        model = auto.from_pretrained(place(name), dtype=dtype or torch.float32)
+    except (OSError, ValueError) as error:
+        raise LimbeckError(f"cannot load the language model {str(name)!r}: {first_line(error)}") from None
+    return model.eval().requires_grad_(False), load_tokenizer(name)
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer that stands beside a model."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(place(name))
+    except (OSError, ValueError) as error:
+        raise LimbeckError(f"cannot load the tokenizer of {str(name)!r}: {first_line(error)}") from None
+
+
+def place(name: str | Path) -> str:
+    """Where a model is loaded from: ``limbeck:<folder>`` is looked up inside the package, all else stays."""
+    text = str(name)
+    if not text.startswith(EMBEDDED):
+        return text
+    return str(files("limbeck").joinpath(*text.removeprefix(EMBEDDED).split("/")))
+
+
+def fingerprint(model: Any) -> dict[str, Any]:
+    """Architecture, and a few values of weight matrices spread over the model (quantised ones are passed over)."""
+    matrices = [(name, p) for name, p in model.named_parameters() if p.is_floating_point() and p.dim() > 1]
+    chosen = {round(i * (len(matrices) - 1) / (PROBES - 1)) for i in range(PROBES)}
+    probes = {name: _values(p) for name, p in (matrices[i] for i in sorted(chosen))}
+    return {name: getattr(model.config, name, None) for name in ARCHITECTURE} | {"probes": probes}
+
+
+def check_same_tokenizer(one: Any, other: Any) -> None:
+    """Refuse the tokenizers of LLM and distiller if they give one text different ids."""
+    ours, theirs = one.get_vocab(), other.get_vocab()
+    odd = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    require(
+        not odd,
+        f"the tokenizers of LLM and distiller differ: {len(ours)} and {len(theirs)} tokens, {len(odd)} not shared "
+        f"(such as {odd[:1]}); take a distiller of the LLM's family",
+    )
+    text = "A probe: 12 words, Ünïcode & ends.\nwith lines"
+    require(
+        one(text, add_special_tokens=False)["input_ids"] == other(text, add_special_tokens=False)["input_ids"],
+        "the tokenizers of LLM and distiller share a vocabulary but split text differently; "
+        "take a distiller of the LLM's family",
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _values(parameter: nn.Parameter) -> list[float]:
+    flat = parameter.detach().reshape(-1)
+    count = min(PROBE_VALUES, flat.numel())
+    where = [i * (flat.numel() - 1) // max(count - 1, 1) for i in range(count)]
+    return [round(value, 6) for value in flat[torch.tensor(where, device=flat.device)].float().tolist()]
+
+
+def _close(ours: list[float], theirs: list[float]) -> bool:
+    """Equal up to the rounding of half precision."""
+    scale = max((abs(value) for value in theirs), default=0.0)
+    return len(ours) == len(theirs) and all(
+        abs(a - b) <= 0.01 * scale + 1e-6 for a, b in zip(ours, theirs, strict=True)
+    )
