@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from limbeck.core.check import LimbeckError, one_of, require
+from limbeck.core.checkpoint import whole
 from limbeck.core.stage import Stage
 
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
@@ -71,6 +75,44 @@ def check_accelerator(accelerator: Accelerator) -> None:
         )
     if accelerator.ddp_handler is None:
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+
+
+@contextmanager
+def gathered_weights(learner: nn.Module) -> Iterator[None]:
+    """Inside, the trained modules hold whole weights also under FSDP2, so that a callback can evaluate them."""
+    if not isinstance(learner, FSDPModule):
+        yield
+        return
+    learner.unshard()
+    yield
+    learner.reshard()
+
+
+def unshard(train: Mapping[str, nn.Module]) -> None:
+    """Give every process the whole weights again after FSDP2, as far as it can be undone.
+
+    Modules that FSDP was told to wrap by themselves stay sharded: torch has no way back.
+    """
+    seen: dict[int, nn.Parameter] = {}
+    for module in train.values():
+        if any(isinstance(part, FSDPModule) for part in module.modules()):
+            continue
+        for part in module.modules():
+            for name, value in list(part.named_parameters(recurse=False)):
+                if isinstance(value, DTensor):
+                    if id(value) not in seen:
+                        seen[id(value)] = nn.Parameter(whole(value.detach()), value.requires_grad)
+                    setattr(part, name, seen[id(value)])
+
+
+def refuse_sharded(stage: Stage) -> None:
+    """Refuse modules that an earlier stage of this process left sharded."""
+    for name, module in stage.train.items():
+        if any(isinstance(value, DTensor) for value in module.parameters()):
+            raise LimbeckError(
+                f"stage {stage.name!r}: {name!r} was sharded by an earlier stage and cannot be sharded anew; start the "
+                "same command again, finished stages are skipped"
+            )
 
 
 def make_optimizer(stage: Stage) -> torch.optim.AdamW:

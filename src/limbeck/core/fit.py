@@ -16,7 +16,16 @@ from accelerate.utils import gather_object
 from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import LimbeckError
 from limbeck.core.checkpoint import whole
-from limbeck.core.engine import Trackers, check_accelerator, make_accelerator, make_optimizer, set_rate
+from limbeck.core.engine import (
+    Trackers,
+    check_accelerator,
+    gathered_weights,
+    make_accelerator,
+    make_optimizer,
+    refuse_sharded,
+    set_rate,
+    unshard,
+)
 from limbeck.core.feed import Feed
 from limbeck.core.learn import Counts, Learner, Record, add_up, count_units, read, refuse_non_finite
 from limbeck.core.resume import Keeper, Progress
@@ -50,6 +59,7 @@ def fit(
     finite.
     """
     check_trainable(stage)
+    refuse_sharded(stage)
     folder = None if out is None else make_folder(Path(out) / stage.name)
     accelerator = accelerator or make_accelerator(tracker, folder)
     check_accelerator(accelerator)
@@ -63,6 +73,7 @@ def fit(
                 return read_json(folder / "done")
             return _Run(stage, folder, accelerator, feed).run()
         finally:
+            unshard(stage.train)
             for module in stage.train.values():
                 module.eval()
                 module.zero_grad(set_to_none=True)
@@ -168,8 +179,9 @@ class _Run:
         logged = at.step % stage.log_every == 0 or at.step in (1, stage.steps)
         if logged:
             self._read()
-        for call in stage.after:
-            call(at.row, Clock(at.step, stage.steps))
+        with gathered_weights(self.learner) if stage.after else nullcontext():
+            for call in stage.after:
+                call(at.row, Clock(at.step, stage.steps))
         for module in stage.train.values() if stage.after else ():
             if not module.training:  # left in eval mode by a callback that evaluates
                 module.train()

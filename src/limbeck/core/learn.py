@@ -54,11 +54,17 @@ class Learner(nn.Module):
         self.parts = nn.ModuleList(list(stage.train.values()))
         self.step = stage.step
         self.said = Terms()
+        # what FSDP shards one by one if it is told to wrap by transformer block
+        blocks = (getattr(module, "_no_split_modules", None) or () for module in stage.train.values())
+        self._no_split_modules = sorted({name for names in blocks for name in names})
 
     def forward(self, batch: Batch, clock: Clock, counts: Mapping[str, float]) -> Tensor:
         """The loss of one micro-batch: its share of the optimizer step's mean."""
         self.said = self.step(batch, clock)
-        return self.said.total(counts)
+        loss = self.said.total(counts)
+        if not loss.requires_grad:
+            raise LimbeckError("the loss depends on nothing that is trained; is the step using the modules in train?")
+        return loss
 
 
 @dataclass
@@ -91,7 +97,7 @@ class Record:
 
 
 def read(records: list[Record], world: int) -> list[dict[str, float]]:
-    """Loss, raw means, learning rate, gradient norm and rows of each record, over all processes.
+    """Loss, raw means, learning rate and gradient norm of each record, over all processes.
 
     Waits for the device once.
     """
@@ -114,7 +120,7 @@ def _row(record: Record, said: list[dict]) -> dict[str, float]:
     sums = add_up(part["sums"] for part in said)
     units = {name: unit for part in said for name, unit in part["units"].items()}
     row = {"step": record.step, "loss": sum(part[""] for part in said)}
-    row |= {"lr": record.rate, "grad_norm": said[0]["norm"], "rows": record.counts["row"]}
+    row |= {"lr": record.rate, "grad_norm": said[0]["norm"]}
     return row | {name: value / max(record.counts[units[name]], 1) for name, value in sums.items()}
 
 

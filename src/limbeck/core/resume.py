@@ -46,8 +46,6 @@ def settings(stage: Stage, world: int) -> dict[str, Any]:
         PER_STEP: stage.accumulate * world,
         "clip": stage.clip,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in optim.items()},
-        "state": sorted(stage.state),
-        "callbacks": len(stage.after),
     }
 
 
@@ -57,10 +55,10 @@ class Keeper:
     def __init__(self, stage: Stage, folder: Path | None, accelerator: Accelerator, feed: Feed) -> None:
         self.stage, self.accelerator, self.feed = stage, accelerator, feed
         self.files = Checkpoints(folder) if folder is not None else None
-        called = {f"after {index}": call for index, call in enumerate(stage.after)}
-        named = {f"state {name}": value for name, value in stage.state.items()}
-        self.members = {name: value for name, value in (named | called).items() if isinstance(value, Stateful)}
-        self.settings = settings(stage, accelerator.num_processes)
+        called: list[Any] = [call for call in stage.after if isinstance(call, Stateful)]
+        self.members: dict[str, Stateful] = {f"after {index}": call for index, call in enumerate(called)}
+        self.members |= {f"state {name}": value for name, value in stage.state.items()}
+        self.settings = settings(stage, accelerator.num_processes) | {"what has a memory": sorted(self.members)}
 
     def save(self, at: Progress, optimizer: torch.optim.Optimizer) -> None:
         """Write a checkpoint; every process has to call."""
