@@ -1,6 +1,6 @@
 """Train the language model that ships with limbeck: ``python -m limbeck.atlas.train_lm --out folder``.
 
-A small Llama learns to learn in context: every row of its training text is one task of the atlas, example after
+A small Llama learns to learn in context: its training text is tasks of the atlas, example after
 example, in the layout that the rest of limbeck uses for it (``metaicl``: input, newline, output, three newlines). Tasks
 that are held out (``tasks.is_held_out``) never occur. A share of the rows is running text (``corpora.documents``).
 """
@@ -30,7 +30,7 @@ VOCABULARY = 4096
 ANSWER, BETWEEN = "\n", "\n\n\n"
 END = "<|endoftext|>"
 
-# How often a row shows each kind of task; the rest of the rows is running text.
+# How often each kind of task is shown; the rest is running text.
 SHARES = {"name": 0.34, "class": 0.30, "code": 0.10, "date": 0.08, "number": 0.06}
 
 
@@ -62,7 +62,7 @@ def _tokenizer_texts(seed: int) -> Iterator[str]:
 
 @dataclass
 class Rows:
-    """Rows of ``length`` tokens, one task each; batch i depends on (seed, i) alone: a position is all to save."""
+    """Rows of ``length`` tokens, several tasks each; batch i depends on (seed, i) alone: a position is all to save."""
 
     tokenizer: PreTrainedTokenizerFast
     batch: int
@@ -86,26 +86,26 @@ class Rows:
             yield self._collate([self._row(rng) for _ in range(self.batch)])
 
     def _row(self, rng: Random) -> tuple[list[int], list[bool]]:
-        """Token ids of one row and which of them belong to an answer."""
+        """Token ids of one row and which of them belong to an answer: tasks of 4 to 24 examples, one after another."""
         ids: list[int] = []
         answer: list[bool] = []
-        spec = draw_spec(rng)
-        if spec is None:
-            text = self._tokenize(
-                "\n".join(corpora.documents(rng.choice(kinds.LOCALES), n=4, seed=rng.randrange(10**6)))
-            )
-            return text[: self.length], [False] * min(len(text), self.length)
-        for _, x, y in spec.pairs(rng, 64):
-            before, after = self._tokenize(x), self._tokenize(ANSWER + y)
-            ids += before + after + self._tokenize(BETWEEN)
-            answer += [False] * (len(before) + 1) + [True] * (len(after) - 1) + [True]
-            if len(ids) >= self.length:
-                break
+        while len(ids) < self.length:
+            spec = draw_spec(rng)
+            if spec is None:
+                text = corpora.documents(rng.choice(kinds.LOCALES), n=1, seed=rng.randrange(10**6))[0]
+                ids += self._tokenize(text)
+                answer += [False] * (len(ids) - len(answer))
+            for _, x, y in spec.pairs(rng, rng.randint(4, 24)) if spec else []:
+                before, after = self._tokenize(x), self._tokenize(ANSWER + y)
+                ids += before + after + self._tokenize(BETWEEN)
+                answer += [False] * (len(before) + 1) + [True] * len(after)
+            ids.append(int(self.tokenizer.eos_token_id))
+            answer.append(False)
         return ids[: self.length], answer[: self.length]
 
     def _tokenize(self, text: str) -> list[int]:
-        if text not in self._ids:
-            self._ids[text] = self.tokenizer.encode(text, add_special_tokens=False)
+        if text not in self._ids:  # names come again and again, and the fast backend has no per-call overhead
+            self._ids[text] = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         return self._ids[text]
 
     def _collate(self, found: list[tuple[list[int], list[bool]]]) -> Batch:
@@ -119,7 +119,7 @@ class Rows:
 
 
 def draw_spec(rng: Random) -> kinds.Spec | None:
-    """A task that is not held out, or None where the row is to be running text."""
+    """A task that is not held out, or None where running text is to stand."""
     point = rng.random()
     for kind, share in SHARES.items():
         if point < share:
@@ -181,7 +181,7 @@ def main() -> None:
     """Train from nothing and save in half precision."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4800)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--batch", type=int, default=9, help="rows per step")
     parser.add_argument("--length", type=int, default=512, help="tokens per row")
     parser.add_argument("--width", type=int, default=160)
