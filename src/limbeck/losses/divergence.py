@@ -37,13 +37,13 @@ def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
 def skew_forward_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, alpha: float = 0.1) -> Tensor:
     """KL(P || alpha P + (1 - alpha) Q) (DistiLLM, 2402.03898; the authors' code returns its cross-entropy)."""
     q, p = log_pair(student, teacher, temperature)
-    return kl_of_logs(p, _log_mix(p, q, alpha))
+    return _kl_to_mixture(p, q, alpha)
 
 
 def skew_reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, alpha: float = 0.1) -> Tensor:
     """KL(Q || (1 - alpha) P + alpha Q) (DistiLLM, 2402.03898; the roles swap against the forward one)."""
     q, p = log_pair(student, teacher, temperature)
-    return kl_of_logs(q, _log_mix(q, p, alpha))
+    return _kl_to_mixture(q, p, alpha)
 
 
 def jsd(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: float = 0.5) -> Tensor:
@@ -58,8 +58,7 @@ def jsd(student: Tensor, teacher: Tensor, temperature: float = 1.0, beta: float 
         return kl_of_logs(p, q)
     if beta == 1:
         return kl_of_logs(q, p)
-    middle = _log_mix(p, q, beta)
-    return beta * kl_of_logs(p, middle) + (1 - beta) * kl_of_logs(q, middle)
+    return beta * _kl_to_mixture(p, q, beta) + (1 - beta) * _kl_to_mixture(q, p, 1 - beta)
 
 
 def total_variation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -133,9 +132,14 @@ def kl_of_logs(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
-def _log_mix(p: Tensor, q: Tensor, share: float) -> Tensor:
-    """log(share exp(p) + (1 - share) exp(q)) without leaving log space."""
+def _kl_to_mixture(p: Tensor, q: Tensor, share: float) -> Tensor:
+    """KL of P to share P + (1 - share) Q, from log-probabilities.
+
+    The mixture is taken relative to P, log(share + (1 - share) Q / P): exact where P and Q are close, finite where they
+    are not.
+    """
     require(0 <= share <= 1, f"the weight of a mixture must lie in [0, 1], but got {share}")
     if share in (0, 1):
-        return p if share else q
-    return torch.logaddexp(p + math.log(share), q + math.log1p(-share))
+        return kl_of_logs(p, p if share else q)
+    ratio = torch.logaddexp(p.new_tensor(math.log(share)), q - p + math.log1p(-share))
+    return -(p.exp() * ratio).sum(-1)
