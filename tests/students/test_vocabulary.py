@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from limbeck.core.check import LimbeckError
 from limbeck.students.rows import vocabulary_tensors
+from limbeck.students.unchanged import check_same_logits
 from limbeck.students.vocabulary import (
-    check_same_logits,
     count_tokens,
     coverage,
     frequent_tokens,
