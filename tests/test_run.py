@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from limbeck.core.check import LimbeckError
 from limbeck.record import commit, config_of
+from limbeck.report.model_card import loading
 from limbeck.report.sections import Table
 from limbeck.run import Run, begin
 
@@ -135,6 +136,24 @@ def test_finish_writes_student_card_metrics_and_report(cfg: Config, capsys: pyte
     assert "<h2>Result</h2>" in (folder / "report.html").read_text()
     assert str(folder) in capsys.readouterr().out
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_card_says_how_to_load_each_kind(cfg: Config) -> None:
+    out = cfg.out
+    assert "AutoTokenizer" not in str(loading(small_model(), None, out))
+    assert f'tokenizer = AutoTokenizer.from_pretrained("{out}")' in str(loading(small_model(), "tokenizer", out))
+    assert loading(None, None, out) is None
+    ours = loading(begin(cfg, "fake"), None, out)
+    assert ours == f'from limbeck.run import Started\n\nmodel = Started.from_pretrained("{out}")'
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"), [("org/model-7b", True), ("our own small model", False), ("/models/x", False)]
+)
+def test_only_a_hub_id_is_a_base_model(cfg: Config, name: str, listed: bool) -> None:
+    card = (begin(cfg, "fake").finish(base_model=name) / "README.md").read_text()
+    assert (yaml.safe_load(card.split("---")[1]).get("base_model") == name) is listed
+    assert f"made from: {name}" in card
 
 
 def test_finish_without_a_model_promises_none(cfg: Config) -> None:

@@ -11,9 +11,32 @@ from typing import Any
 
 _PUBLIC = {
     "Batch": "core.batch",
+    "Clock": "core.terms",
+    "distill_step": "core.stage",
+    "Distiller": "context.distiller",
+    "Example": "data.templates",
+    "fit": "core.fit",
+    "frequent_tokens": "students.vocabulary",
+    "hard": "objectives.tokens",
+    "hidden": "objectives.features",
+    "Layout": "data.templates",
     "LimbeckError": "core.check",
+    "lm_batches": "data.stream",
+    "mean_source": "sources.ensemble",
+    "mlm_batches": "data.stream",
+    "model_source": "sources.model",
+    "Optim": "core.stage",
+    "read_tasks": "data.tasks",
+    "relation": "objectives.relations",
+    "score_options": "evaluation.score",
     "Signals": "core.signals",
+    "soft": "objectives.tokens",
+    "Stage": "core.stage",
+    "Task": "data.tasks",
     "Terms": "core.terms",
+    "trim_vocabulary": "students.vocabulary",
+    "Vectors": "context.vectors",
+    "weighted": "objectives.weighted",
 }
 __all__ = list(_PUBLIC)
 

@@ -89,13 +89,13 @@ class Started:
         """
         if not _first_rank():
             return self.out
-        from limbeck.report.model_card import auto_class, write_model_card
+        from limbeck.report.model_card import loading, write_model_card
         from limbeck.report.run_report import write_run_report
 
         for part in (model, tokenizer):
             save_artefact(part, self.out)
         measured = dict(metrics or {})
-        write_model_card(self, measured, base_model or _base_model(self.cfg), auto_class(model))
+        write_model_card(self, measured, base_model or _base_model(self.cfg), loading(model, tokenizer, self.out))
         write_run_report(self.out, self.record, measured, sections)
         write_json(self.out / "metrics.json", measured)
         if "accelerator" in self.__dict__:
@@ -152,8 +152,13 @@ def _check_numbers(cfg: Run) -> None:
 
 
 def _base_model(cfg: Run) -> str | None:
+    """The model that the student was made from; a student that is a size or a share was made from its teacher."""
+    from limbeck.students.layers import parse_size
+    from limbeck.students.load import EVERY_OTHER, HALF
+
     named = (getattr(cfg, name, None) for name in ("student", "llm", "model", "teacher"))
-    return next((str(value) for value in named if isinstance(value, str | Path)), None)
+    texts = [str(value) for value in named if isinstance(value, str | Path)]
+    return next((text for text in texts if text not in (EVERY_OTHER, HALF) and not parse_size(text)), None)
 
 
 def _accelerator(cfg: Run, method: str) -> Accelerator:

@@ -33,6 +33,12 @@ def test_one_curve_per_quantity_the_loss_first_the_machinery_last(tmp_path: Path
     assert found[0].series["loss"] == ([0, 1, 2], [2.0, 2.0, 2.0])
 
 
+def test_stages_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("ce-only/meta", "mend/meta"):
+        write_metrics(tmp_path / "stages" / folder, [{"step": 0, "loss": 2.0}, {"step": 1, "loss": 1.0}])
+    assert {curve.title for curve in curves(tmp_path)} == {"ce-only / meta: loss", "mend / meta: loss"}
+
+
 def test_report_holds_sections_metrics_configuration_and_files(tmp_path: Path) -> None:
     write_metrics(tmp_path / "stages" / "meta", [{"step": 0, "loss": 2.0}, {"step": 1, "loss": 1.0}])
     record = {"method": "fake", "seed": 3, "config": {"steps": 2}, "versions": {"torch": "2"}, "command": ["limbeck"]}

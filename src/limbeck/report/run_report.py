@@ -43,8 +43,14 @@ def curves(out: Path) -> list[Curve]:
         for name in _quantities(rows):
             xs, ys = _series(rows, name)
             if len(xs) > 1:
-                found.append(Curve(f"{path.parent.name}: {name}", {name: (xs, ys)}, ylabel=name))
+                found.append(Curve(f"{_stage(path, out)}: {name}", {name: (xs, ys)}, ylabel=name))
     return found
+
+
+def _stage(path: Path, out: Path) -> str:
+    """The stage's name, with the folders that tell it from another of its name."""
+    parts = [part for part in path.relative_to(out).parent.parts if part != "stages"]
+    return " / ".join(parts) or out.resolve().name
 
 
 def _with_curves(sections: Sequence[Section], more: Sequence[Curve]) -> list[Section]:
