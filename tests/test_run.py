@@ -147,6 +147,12 @@ def test_the_card_says_how_to_load_each_kind(cfg: Config) -> None:
     assert ours == f'from limbeck.run import Started\n\nmodel = Started.from_pretrained("{out}")'
 
 
+@pytest.mark.parametrize(("student", "base"), [("every-other", None), ("6x384", None), ("org/small", "org/small")])
+def test_a_size_is_no_base_model(cfg: Config, student: str, base: str | None) -> None:
+    card = (begin(replace(cfg, student=student), "fake").finish() / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1]).get("base_model") == base
+
+
 @pytest.mark.parametrize(
     ("name", "listed"), [("org/model-7b", True), ("our own small model", False), ("/models/x", False)]
 )
