@@ -1,21 +1,43 @@
 """MiniLM against a public re-implementation (golden arrays), through real encoders, and its rules."""
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel, T5Config, T5Model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5Model,
+)
 
 from limbeck.core.check import LimbeckError
 from limbeck.core.signals import Signals
 from limbeck.core.stage import distill_step
 from limbeck.core.terms import Clock
-from limbeck.methods.encoders.minilm import Config, minilm, reads_backwards_only, relations, sources, wants_assistant
+from limbeck.methods.encoders.minilm import (
+    Config,
+    main,
+    minilm,
+    reads_backwards_only,
+    relations,
+    sources,
+    wants_assistant,
+)
 from limbeck.objectives.relations import relation
 from limbeck.objectives.weighted import weighted
 from limbeck.sources.model import model_source
+from limbeck.students.layers import shape
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "minilm"
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
@@ -260,3 +282,38 @@ def test_encoder_decoders_are_refused():
     t5 = T5Model(T5Config(vocab_size=31, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
     with pytest.raises(LimbeckError, match="not encoder-decoders"):
         minilm(make(), t5, stream(), Config())
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(26))]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", pad_token="[PAD]")
+    for name in ("bert", "llama"):
+        make(name).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    rng = np.random.default_rng(0)
+    rows = [" ".join(f"w{i}" for i in rng.integers(26, size=int(n))) for n in rng.integers(2, 9, size=40)]
+    (tmp_path / "text.txt").write_text("\n".join(rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_the_command_on_a_model_and_text_of_the_user(files, name):
+    cfg = Config(files / "run", teacher=str(files / name), data=str(files / "text.txt"), steps=2, batch=4, length=10)
+    out = main(cfg)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert {"assistant", "student", "held_out", "before"} <= set(metrics)
+    assert set(metrics["held_out"]) == {"attention", "values"}
+    assert shape(AutoModel.from_pretrained(out)) == (2, 8, 2)
+    assert "Relations of student and teacher" in (out / "report.html").read_text()
+
+
+def test_mistakes_of_the_user_leave_nothing_behind(files):
+    cfg = Config(
+        files / "run", teacher=str(files / "bert"), data=str(files / "text.txt"), version=2, length=10, batch=4
+    )
+    with pytest.raises(LimbeckError, match="--relation-heads 48: has to divide"):
+        main(cfg)
+    assert not (files / "run").exists()

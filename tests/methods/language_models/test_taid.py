@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from limbeck.core.batch import next_token_batch
 from limbeck.core.check import LimbeckError
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock
 from limbeck.losses.divergence import forward_kl
-from limbeck.methods.language_models.taid import AdaptiveT, Config, interpolate, interpolated, taid
+from limbeck.methods.language_models.taid import AdaptiveT, Config, interpolate, interpolated, main, taid
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "taid"
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
@@ -240,3 +241,52 @@ def test_alpha_is_scaled_for_short_runs_only():
 def test_an_unknown_objective_is_refused():
     with pytest.raises(LimbeckError, match=r"--objective: expected one of taid, linear, .*did you mean 'reverse_kl'"):
         taid(model(0, 1, 8), model(1, 2, 16), stream(), Config(objective="reverse-kl"))  # type: ignore[arg-type]
+
+
+WORDS = ["[UNK]", "[END]", *(f"w{i}" for i in range(15))]
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", eos_token="[END]")
+    model(0, 2, 16).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    rng = np.random.default_rng(0)
+    rows = [" ".join(f"w{i}" for i in rng.integers(15, size=6)) for _ in range(60)]
+    pairs = [json.dumps({"prompt": row[: len(row) // 2], "completion": row[len(row) // 2 :]}) for row in rows]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
+    (tmp_path / "text.txt").write_text("\n".join(rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize("data", ["pairs.jsonl", "text.txt"])
+def test_the_command_on_a_model_and_data_of_the_user(files, data):
+    cfg = Config(files / "run", teacher=str(files / "teacher"), data=str(files / data), steps=3, batch=4, length=12)
+    out = main(cfg)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert 0 < metrics["adaptive_share"] <= 1
+    assert set(metrics["held_out"]) == {"forward_kl", "reverse_kl", "student_nll"}
+    assert LlamaForCausalLM.from_pretrained(out).config.num_hidden_layers == 1
+    assert "Student and teacher on held out" in (out / "report.html").read_text()
+    again = json.loads((main(cfg) / "metrics.json").read_text())
+    assert (again["t"], again["adaptive_share"]) == (metrics["t"], metrics["adaptive_share"]), "done, and remembered"
+    assert again["held_out"] == metrics["held_out"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": "nowhere"}, "cannot load 'nowhere' as a causal model"),
+        ({"student": "9x15"}, "cannot be split into 2 heads"),
+        ({"data": "nothing.txt"}, "nothing.txt: no such file"),
+        ({"objective": "revers_kl"}, "did you mean 'reverse_kl'"),
+        ({"t_start": 1.0}, "0 <= t_start < t_end"),
+    ],
+)
+def test_mistakes_of_the_user_leave_nothing_behind(files, changes, message):
+    settings = {"teacher": str(files / "teacher"), "data": str(files / "text.txt"), "length": 12, "out": files / "run"}
+    with pytest.raises(LimbeckError, match=message):
+        main(Config(**settings | changes))
+    assert not (files / "run").exists()

@@ -163,9 +163,7 @@ def taid(
 
     Returns what ``fit`` says and, where t moves, its last value and ``adaptive_share``.
     """
-    one_of(cfg.objective, GOALS, "--objective")
-    alpha = max(5e-4, 4 / max(1, cfg.steps)) if cfg.alpha is None else cfg.alpha
-    pace = AdaptiveT(cfg.t_start, cfg.t_end, alpha, cfg.beta, adaptive=cfg.objective == "taid")
+    pace = paced_by(cfg)
     paced = cfg.objective not in DIVERGENCES
     goal = interpolated(pace) if paced else soft(DIVERGENCES[cfg.objective])
     if cfg.hard:
@@ -191,9 +189,17 @@ def taid(
     return {**said, "t": pace.t, "adaptive_share": pace.share} if paced else said
 
 
+def paced_by(cfg: Config) -> AdaptiveT:
+    """The pace that ``cfg`` asks for; settings that make no sense are refused."""
+    one_of(cfg.objective, GOALS, "--objective")
+    alpha = max(5e-4, 4 / max(1, cfg.steps)) if cfg.alpha is None else cfg.alpha
+    return AdaptiveT(cfg.t_start, cfg.t_end, alpha, cfg.beta, adaptive=cfg.objective == "taid")
+
+
 def main(cfg: Config) -> Path:
     """Distil ``cfg.teacher`` into ``cfg.student`` on ``cfg.data``; writes the student and its report to ``cfg.out``."""
     seed_all(cfg.seed)
+    paced_by(cfg)
     teacher, tokenizer = load_model(cfg.teacher, "causal")
     student = load_student(cfg.student, teacher, tokenizer, "causal")
     split = hold_out(batches(cfg, tokenizer))
