@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class Answerer:
 def behind_vectors(vectors: Vectors, lm: Any = None, tokenizer: Any = None) -> Answerer:
     """The LLM behind ``vectors``: loaded from where they say unless ``lm`` is given; another LLM is refused."""
     if lm is None:
-        lm, tokenizer = load_llm(vectors.host.llm)
+        lm, tokenizer = _loaded(vectors.host.llm)
     vectors.host.check(lm, "these vectors")
     tokenizer = tokenizer or vectors.tokenizer or load_tokenizer(vectors.host.llm)
     return _answerer(lm, Collate(tokenizer, vectors.host, vectors.reading), tokenizer, vectors.tensor)
@@ -82,6 +83,12 @@ def behind_text(lm: Any, tokenizer: Any, collate: Collate, demos: Sequence[Examp
 def alone(lm: Any, tokenizer: Any, collate: Collate) -> Answerer:
     """The LLM behind nothing: zero-shot."""
     return _answerer(lm, collate, tokenizer, None)
+
+
+@lru_cache(1)
+def _loaded(name: str) -> tuple[Any, Any]:
+    """The LLM that was asked for last, so that answering query after query loads it once."""
+    return load_llm(name)
 
 
 def _answerer(lm: Any, collate: Collate, tokenizer: Any, prefix: Tensor | None) -> Answerer:

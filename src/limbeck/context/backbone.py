@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.context.host import first_line, place
+from limbeck.context.host import first_line, place, unheard
 from limbeck.core.check import LimbeckError, one_of, require
 
 FIRST = 100  # placeholders start as embeddings of tokens from this id on, past the special ones (released code)
@@ -19,7 +19,8 @@ def load_backbone(name: str | Path, seq2seq: bool) -> Any:
     from transformers import AutoModel
 
     try:
-        model = AutoModel.from_pretrained(place(name), dtype=torch.float32)
+        with unheard():
+            model = AutoModel.from_pretrained(place(name), dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise LimbeckError(f"cannot load the distiller's backbone {str(name)!r}: {first_line(error)}") from None
     return as_backbone(model, seq2seq)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -84,9 +86,10 @@ def load_llm(name: str | Path, dtype: torch.dtype | None = None) -> tuple[Any, A
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
-        seq2seq = AutoConfig.from_pretrained(place(name)).is_encoder_decoder
-        auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-        model = auto.from_pretrained(place(name), dtype=dtype or torch.float32)
+        with unheard():
+            seq2seq = AutoConfig.from_pretrained(place(name)).is_encoder_decoder
+            auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+            model = auto.from_pretrained(place(name), dtype=dtype or torch.float32)
     except (OSError, ValueError) as error:
         raise LimbeckError(f"cannot load the language model {str(name)!r}: {first_line(error)}") from None
     return model.eval().requires_grad_(False), load_tokenizer(name)
@@ -100,6 +103,22 @@ def load_tokenizer(name: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(place(name))
     except (OSError, ValueError) as error:
         raise LimbeckError(f"cannot load the tokenizer of {str(name)!r}: {first_line(error)}") from None
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Inside, transformers loads without progress bars and notes about heads that are not needed."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def place(name: str | Path) -> str:
