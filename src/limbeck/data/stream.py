@@ -69,14 +69,22 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands."""
-        return {"position": self.position}
+        return {"position": self.position, **self._made_of()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved position."""
+        """Continue from a saved position. Raises if the saved stream had other rows, batches or seed."""
+        for name, ours in self._made_of().items():
+            require(
+                state[name] == ours,
+                f"the saved stream had {name} {state[name]}, but this one has {ours}; continue with the same data",
+            )
         self.position = int(state["position"])
 
     def __repr__(self) -> str:
         return f"Batches({self.size or 'endless'} rows, batch={self.batch}, seed={self.seed}, position={self.position})"
+
+    def _made_of(self) -> dict[str, int | None]:
+        return {"rows": self.size, "batch": self.batch, "seed": self.seed}
 
     def _row(self, index: int) -> int:
         if self.size is None:
@@ -91,7 +99,7 @@ def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(size)
 
 
-def pad(rows: Sequence[Sequence[int]], value: int = 0, length: int | None = None) -> Tensor:
+def pad(rows: Sequence[Sequence[int] | np.ndarray], value: int = 0, length: int | None = None) -> Tensor:
     """Rows of ids, padded on the right: b t int64. ``length`` is the width, by default the longest row's."""
     width = max(map(len, rows)) if length is None else length
     out = torch.full((len(rows), width), value, dtype=torch.int64)
@@ -100,7 +108,7 @@ def pad(rows: Sequence[Sequence[int]], value: int = 0, length: int | None = None
     return out
 
 
-def lengths_mask(rows: Sequence[Sequence[Any]], length: int | None = None) -> Tensor:
+def lengths_mask(rows: Sequence[Sized], length: int | None = None) -> Tensor:
     """True where a padded row has a real token: b t bool."""
     sizes = torch.tensor([len(row) for row in rows])
     width = int(sizes.max()) if length is None else length
@@ -131,7 +139,7 @@ def packed(texts: Iterable[str], tokenizer: Any) -> np.ndarray:
     """All documents' ids in one int32 array, each document followed by the end-of-text token where there is one."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     parts = [np.asarray([*ids, *end], dtype=np.int32) for ids in _encoded(texts, tokenizer, add_special_tokens=False)]
-    require(parts, "the corpus holds no text")
+    require(parts, "the corpus holds no text; give at least one document")
     return np.concatenate(parts)
 
 
@@ -153,7 +161,7 @@ def mlm_batches(
     require(0 < probability < 1, f"the masking probability must lie between 0 and 1, but is {probability}")
     rows = _rows(texts, tokenizer, length)
 
-    def collate(rows: list[list[int]], rng: np.random.Generator) -> Batch:
+    def collate(rows: list[np.ndarray], rng: np.random.Generator) -> Batch:
         return masked(pad(rows, tokenizer.pad_token_id or 0), lengths_mask(rows), tokenizer, probability, rng)
 
     return Batches(rows, collate, batch, seed, draws=True)
@@ -174,19 +182,22 @@ def masked(ids: Tensor, mask: Tensor, tokenizer: Any, probability: float, rng: n
 def text_batches(texts: Iterable[str], tokenizer: Any, length: int, batch: int, seed: int = 0) -> Batches:
     """Plain text, nothing masked and nothing to predict: ``ids`` and ``mask`` of rows as in ``mlm_batches``."""
 
-    def collate(rows: list[list[int]]) -> Batch:
+    def collate(rows: list[np.ndarray]) -> Batch:
         return {"ids": pad(rows, tokenizer.pad_token_id or 0), "mask": lengths_mask(rows)}
 
     return Batches(_rows(texts, tokenizer, length), collate, batch, seed)
 
 
-def _rows(texts: Iterable[str], tokenizer: Any, length: int) -> list[list[int]]:
+def _rows(texts: Iterable[str], tokenizer: Any, length: int) -> list[np.ndarray]:
     """Windows of at most ``length`` tokens, special tokens around each; a text without tokens gives none."""
     room = length - tokenizer.num_special_tokens_to_add()
     require(room >= 1, f"rows of {length} tokens leave no room beside the special tokens; make them longer")
     cut = {"truncation": True, "max_length": length, "return_overflowing_tokens": True}
-    rows = [row for row in _encoded(texts, tokenizer, add_special_tokens=True, **cut) if len(row) > length - room]
-    require(rows, "the corpus holds no text")
+    windows = _encoded(texts, tokenizer, add_special_tokens=True, **cut)
+    rows = [
+        np.asarray(row, dtype=np.int32) for row in windows if len(row) > length - room
+    ]  # an eighth of a list's memory
+    require(rows, "the corpus holds no text; give at least one document")
     return rows
 
 

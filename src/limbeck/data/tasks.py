@@ -26,7 +26,7 @@ from limbeck.data.templates import Example
 Kind = Literal["classification", "multi-choice", "free-form"]
 
 SPLITS = ("train", "dev", "test")
-NAME = re.compile(r"^(?:.*_)?(?:(?P<shots>\d+)_(?P<seed>\d+)_)?(?P<split>[^_]+)$")
+NAME = re.compile(r"^(?:.*?_)?(?:(?P<shots>\d+)_(?P<seed>\d+)_)?(?P<split>[^_]+)$")
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def read_prefix(
         if query == "encoder":
             require(
                 enter == "embeddings" or prefix is None,
-                "vectors in place of the encoder's output leave no room for a query",
+                "vectors in place of the encoder's output leave no room there for a query; use query='decoder'",
             )
             return Prefix(lm, embeds=embeds, query=query)
         return _read_seq2seq(lm, embeds, enter, share)

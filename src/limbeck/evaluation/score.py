@@ -34,7 +34,7 @@ def score_options(
     enter: str = "embeddings",
     query: str = "decoder",
 ) -> list[Tensor]:
-    """Scores of every item's options: one float32 tensor (C,) per item, in nats, on the CPU.
+    """Scores of every item's options: one tensor (C,) per item, in nats, on the CPU, in float32 or the model's float64.
 
     ``lm`` is a causal or encoder-decoder model of transformers. ``prefix`` is read once for all rows (``read_prefix``,
     whose result may be passed to share it between calls). ``neutral`` gives for each item the same options under an
@@ -77,16 +77,16 @@ def check_item(lm: Any, item: Item, where: str) -> None:
 
 
 def log_probabilities(read: Prefix, rows: Sequence[Pair], reduce: str = "mean", batch: int = 32) -> Tensor:
-    """Log-probability n (float32) of the scored ids of each (prompt, scored) pair behind a prefix, in nats."""
+    """Log-probability n of the scored ids of each (prompt, scored) pair behind a prefix, in nats."""
     for prompt, scored in rows:
         read.check_room(len(prompt), len(scored))
-    out = torch.zeros(len(rows))
+    out = torch.zeros(len(rows), dtype=torch.promote_types(torch.float32, read.lm.dtype))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     step = read.at_once(batch)
     with quiet(read.lm):
         for start in range(0, len(rows), step):
             chosen = order[start : start + step]
-            out[chosen] = _batch(read, [rows[i] for i in chosen], reduce)
+            out[chosen] = _batch(read, [rows[i] for i in chosen], reduce).to(out)
     require(not out.isnan().any(), "the language model gave NaN; check its weights and precision")
     return out
 
