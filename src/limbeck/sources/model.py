@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.batch import Batch
-from limbeck.core.check import one_of, require
+from limbeck.core.check import LimbeckError, one_of, require
 from limbeck.core.signals import Signals
 from limbeck.sources.attention import layer_number, recorded
 from limbeck.sources.readout import instead, output_layer, readout, reads_out
@@ -121,7 +121,7 @@ class ModelSource:
 
 def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
     """Keyword arguments of the forward pass of a Hugging Face ``model`` for ``batch``."""
-    accepted = inspect.signature(_unwrapped(model).forward).parameters
+    accepted = _accepted(_unwrapped(model))
     seq2seq = model.config.is_encoder_decoder
     for name in ("ids", "encoder_ids") if seq2seq else ("ids",):
         require(name in batch, f"{type(model).__name__} reads {name!r}, but the batch holds only {sorted(batch)}")
@@ -145,8 +145,18 @@ def _mask(batch: Batch, part: str = "") -> Tensor:
 
 
 def _unwrapped(model: Any) -> Any:
-    """The model inside an adapter's wrapper, whose forward pass names its arguments."""
+    """The model inside what ``torch.compile`` or an adapter put around it."""
+    model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _accepted(model: Any) -> set[str]:
+    """Names that the forward pass takes: of the class that names them, should a subclass say ``*args, **kwargs``."""
+    for forward in (model.forward, *(kind.forward for kind in type(model).__mro__ if hasattr(kind, "forward"))):
+        names = set(inspect.signature(forward).parameters)
+        if "input_ids" in names:
+            return names
+    raise LimbeckError(f"{type(model).__name__} takes no input_ids; model_source is for models that read token ids")
 
 
 def _causal(model: Any) -> bool:
