@@ -30,8 +30,11 @@ VOCABULARY = 4096
 ANSWER, BETWEEN = "\n", "\n\n\n"
 END = "<|endoftext|>"
 
-# How often each kind of task is shown; the rest is running text.
-SHARES = {"name": 0.34, "class": 0.30, "code": 0.10, "date": 0.08, "number": 0.06}
+# How often each kind of task is shown; the rest is running text. Names come first: what a class is shows in names.
+FIRST = {"name": 0.34, "class": 0.30, "code": 0.10, "date": 0.08, "number": 0.06}
+THEN = {"name": 0.20, "class": 0.44, "code": 0.08, "date": 0.07, "number": 0.05, "amount": 0.08}
+CHANGE = 1000  # the step from which THEN holds
+REPEATED = 0.5  # share of classifications, from CHANGE on, that draw from a few names again and again
 
 
 def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
@@ -82,20 +85,21 @@ class Rows:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             rng = Random(f"rows-{self.seed}-{self.position}")
+            later = self.position >= CHANGE
             self.position += 1
-            yield self._collate([self._row(rng) for _ in range(self.batch)])
+            yield self._collate([self._row(rng, later) for _ in range(self.batch)])
 
-    def _row(self, rng: Random) -> tuple[list[int], list[bool]]:
+    def _row(self, rng: Random, later: bool) -> tuple[list[int], list[bool]]:
         """Token ids of one row and which of them belong to an answer: tasks of 4 to 24 examples, one after another."""
         ids: list[int] = []
         answer: list[bool] = []
         while len(ids) < self.length:
-            spec = draw_spec(rng)
+            spec = draw_spec(rng, THEN if later else FIRST)
             if spec is None:
                 text = corpora.documents(rng.choice(kinds.LOCALES), n=1, seed=rng.randrange(10**6))[0]
                 ids += self._tokenize(text)
                 answer += [False] * (len(ids) - len(answer))
-            for _, x, y in spec.pairs(rng, rng.randint(4, 24)) if spec else []:
+            for x, y in examples(rng, spec, later) if spec else []:
                 before, after = self._tokenize(x), self._tokenize(ANSWER + y)
                 ids += before + after + self._tokenize(BETWEEN)
                 answer += [False] * (len(before) + 1) + [True] * len(after)
@@ -118,14 +122,27 @@ class Rows:
         return next_token_batch(ids, mask) | {"reply": shift(ids, keep)[1]}
 
 
-def draw_spec(rng: Random) -> kinds.Spec | None:
+def draw_spec(rng: Random, shares: dict[str, float]) -> kinds.Spec | None:
     """A task that is not held out, or None where running text is to stand."""
     point = rng.random()
-    for kind, share in SHARES.items():
+    for kind, share in shares.items():
         if point < share:
             return _fresh_labels(rng, rng.choice(_seen(kind)))
         point -= share
     return None
+
+
+def examples(rng: Random, spec: kinds.Spec, later: bool) -> list[tuple[str, str]]:
+    """4 to 24 pairs of input and output.
+
+    A share of the classifications repeats a few pairs: looking up the same name again is learned sooner than looking up
+    a like one, and leads to it (burstiness, arXiv 2205.05055).
+    """
+    count = rng.randint(4, 24)
+    if later and spec.kind == "class" and rng.random() < REPEATED:
+        few = [(x, y) for _, x, y in spec.pairs(rng, rng.randint(3, 8))]
+        return rng.choices(few, k=count)
+    return [(x, y) for _, x, y in spec.pairs(rng, count)]
 
 
 @lru_cache
