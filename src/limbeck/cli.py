@@ -68,8 +68,18 @@ def _call(command: Command, words: list[str]) -> int:
         cfg = parse(config_class(function), words, f"limbeck {command.words}", _description(command))
     except SystemExit:  # help was asked for and given
         return 0
+    _quieten()
     function(cfg)
     return 0
+
+
+def _quieten() -> None:
+    """Keep transformers' notes and its bars over loading a file from hiding our own progress; downloads still show."""
+    if "torch" in sys.modules and "TRANSFORMERS_VERBOSITY" not in os.environ:
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def methods_table(commands: Mapping[str, Command]) -> str:

@@ -26,7 +26,7 @@ def make_record(cfg: Any, method: str, past: Mapping[str, Any] | None = None) ->
     """The record of a run of ``method`` that starts now, or ``past`` with this start added under ``resumed``."""
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": sys.argv,
+        "command": _command(),
         "commit": commit(),
         "versions": versions(),
         "platform": platform_of_run(),
@@ -102,6 +102,12 @@ def commit() -> str | None:
         return None
     head = _git(package, "rev-parse", "HEAD")
     return f"{head}+changes" if _git(package, "status", "--porcelain", "--", ".") else head
+
+
+def _command() -> list[str]:
+    """The words that started this process, without the folder that the program lies in."""
+    program = Path(sys.argv[0]).name
+    return ["limbeck" if program == "__main__.py" else program, *sys.argv[1:]]
 
 
 def _world_size() -> int:

@@ -33,6 +33,11 @@ def test_one_curve_per_quantity_the_loss_first_the_machinery_last(tmp_path: Path
     assert found[0].series["loss"] == ([0, 1, 2], [2.0, 2.0, 2.0])
 
 
+def test_a_term_that_is_the_loss_is_drawn_once(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "stages" / "meta", [{"step": n, "kl": 3.0 - n, "loss": 3.0 - n} for n in range(3)])
+    assert [curve.title for curve in curves(tmp_path)] == ["meta: loss"]
+
+
 def test_stages_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for folder in ("ce-only/meta", "mend/meta"):
         write_metrics(tmp_path / "stages" / folder, [{"step": 0, "loss": 2.0}, {"step": 1, "loss": 1.0}])

@@ -11,7 +11,7 @@ from limbeck.report.sections import Curve, Points
 from limbeck.report.values import power, show
 
 WIDTH, HEIGHT = 330, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 36
+RIGHT, TOP, BOTTOM = 12, 10, 36
 BINS = 160  # points drawn per line; more rows than that are drawn as the mean of each bin and a band from least to most
 COLOURS = 6
 
@@ -64,7 +64,9 @@ def _clean(points: Points, log: bool) -> tuple[list[float], list[float]]:
 def _axes(points: Sequence[Points], log: bool) -> tuple[Axis, Axis]:
     x_low, x_high = _limits([x for xs, _ in points for x in xs], 0.0, log=False)
     y_low, y_high = _limits([y for _, ys in points for y in ys], 0.05, log)
-    return Axis(x_low, x_high, LEFT, WIDTH - RIGHT), Axis(y_low, y_high, HEIGHT - BOTTOM, TOP, log)
+    y = Axis(y_low, y_high, HEIGHT - BOTTOM, TOP, log)
+    left = 14 + 6.7 * max(len(_label(value)) for value in y.ticks())  # a digit of 12 pixels' type is 6.7 wide
+    return Axis(x_low, x_high, left, WIDTH - RIGHT), y
 
 
 def _limits(values: Sequence[float], margin: float, log: bool) -> tuple[float, float]:
@@ -95,14 +97,16 @@ def _grid(x: Axis, y: Axis, curve: Curve) -> str:
     parts = []
     for value in y.ticks():
         at = f"{y.at(value):.1f}"
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at}" dy="0.32em" text-anchor="end">{_label(value)}</text>')
+        parts.append(f'<line class="grid" x1="{x.start:.1f}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
+        parts.append(
+            f'<text class="tick" x="{x.start - 6:.1f}" y="{at}" dy="0.32em" text-anchor="end">{_label(value)}</text>'
+        )
     for value in x.ticks():
         at = f"{x.at(value):.1f}"
         parts.append(
             f'<text class="tick" x="{at}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_label(value)}</text>'
         )
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    middle = round((x.start + x.end) / 2, 1)
     parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(curve.xlabel)}</text>')
     return "".join(parts)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from limbeck.report.curves import figure
 from limbeck.report.sections import Cell, Curve, Examples, KeyValues, Section, Spread, Table, Text, Worked
-from limbeck.report.values import flat, show
+from limbeck.report.values import flat, power, show
 
 STYLE = Path(__file__).with_name("style.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -102,10 +102,17 @@ def _text(section: Text) -> str:
 
 def _key_values(section: KeyValues) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td dir="auto">{escape(show(value, 4))}</td></tr>'
+        f'<tr><th scope="row">{escape(name)}</th><td dir="auto">{escape(_value(value))}</td></tr>'
         for name, value in flat(section.values)
     )
     return _scroll(f'<table class="pairs"><tbody>{rows}</tbody></table>', section.title)
+
+
+def _value(value: object) -> str:
+    """A setting or measurement: numbers as they were given, to five digits."""
+    if isinstance(value, float):
+        return power(f"{value:.5g}")
+    return "not set" if value is None else show(value)
 
 
 def _table(section: Table) -> str:

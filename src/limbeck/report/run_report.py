@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def curves(out: Path) -> list[Curve]:
         rows = read_rows(path)
         for name in _quantities(rows):
             xs, ys = _series(rows, name)
-            if len(xs) > 1:
+            says_no_more = name != "loss" and (xs, ys) == _series(rows, "loss")  # the only term, with weight 1
+            if len(xs) > 1 and not says_no_more:
                 found.append(Curve(f"{_stage(path, out)}: {name}", {name: (xs, ys)}, ylabel=name))
     return found
 
@@ -90,7 +92,7 @@ def _is_number(value: Any) -> bool:
 def _environment(record: Mapping[str, Any]) -> dict[str, Any]:
     command = record.get("command", [])
     names = ("commit", "versions", "platform")
-    said = {"command": " ".join(map(str, command)), **{name: record.get(name) for name in names}}
+    said = {"command": shlex.join(map(str, command)), **{name: record.get(name) for name in names}}
     return {**said, "resumed": len(record.get("resumed", []))}
 
 
