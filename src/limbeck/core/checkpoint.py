@@ -120,8 +120,15 @@ class Checkpoints:
             write_tensors(unfinished / "memory.safetensors", tensors)
             (unfinished / "memory.json").write_text(words, encoding="utf-8")
         replace_dir(unfinished, final)
-        for path in self.folder.glob("step-*"):
-            if path != final:
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove all but the newest checkpoint, and what a kill may have left half-written."""
+        newest = self.newest()
+        for path in (*self.folder.glob("step-*"), *self.folder.glob(".*")):
+            if path.is_file():
+                path.unlink()
+            elif path != newest:
                 shutil.rmtree(path, ignore_errors=True)
 
     def load(self) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:

@@ -85,7 +85,12 @@ class Keeper:
 
     def load(self, optimizer: torch.optim.Optimizer | None, finished: bool = False) -> Progress | None:
         """Continue from the newest checkpoint, if there is one; of a finished stage no optimizer is wanted."""
-        found = self.files.load() if self.files is not None else None
+        if self.files is None:
+            return None
+        if self.accelerator.is_main_process:
+            self.files.tidy()
+        self.accelerator.wait_for_everyone()
+        found = self.files.load()
         if found is None:
             return None
         path, weights, memory = found
