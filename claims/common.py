@@ -64,7 +64,8 @@ def wins(rows: Sequence[Mapping[str, Any]], metric: str, lower: str, higher: str
 
 def write_result(out: Path, name: str, result: Mapping[str, Any]) -> None:
     """Write ``name``.json and print its summary and verdicts."""
-    write_json(out / f"{name}.json", result)
+    rows = [{k: digits(v) if isinstance(v, float) else v for k, v in row.items()} for row in result["rows"]]
+    write_json(out / f"{name}.json", {**result, "rows": rows})
     for method, measured in result["summary"].items():
         values = "  ".join(f"{key} {v['mean']:.4g} ± {v['sd']:.2g}" for key, v in measured.items())
         print(f"{method:<16} {values}")

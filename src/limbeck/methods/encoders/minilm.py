@@ -52,7 +52,7 @@ class Config(Run):
     student: str = "half"
     """A size like 6x384 (the teacher's architecture anew), half of both, a folder or a Hub id."""
     data: str | None = None
-    """Text without labels: jsonl, txt, parquet, folder or Hub id; by default sentences of the atlas."""
+    """Text without labels: jsonl, txt, parquet, folder or Hub id; by default English text of the atlas."""
     version: Literal[1, 2] = 1
     """1: attention and value relations, equal heads. 2: query, key and value relations over relation heads."""
     relation_heads: int = 48
@@ -61,8 +61,8 @@ class Config(Run):
     """Teacher layer from 1; by default the last. Version 2: 21 of 24 for BERT-large, 19 of 24 for RoBERTa-large."""
     assistant: Literal["auto", "never", "always"] = "auto"
     """A teacher assistant in between; auto: for students of at most half the layers and half the width (version 1)."""
-    steps: int = 300
-    """Optimizer steps, per model; version 1: 400,000. 300 suit the atlas."""
+    steps: int = 200
+    """Optimizer steps, per model; version 1: 400,000. 200 suit the atlas."""
     batch: int = 32
     """Rows per batch; version 1: 256 to 1024."""
     length: int = 64
@@ -155,7 +155,7 @@ def main(cfg: Config) -> Path:
     seed_all(cfg.seed)
     teacher, tokenizer = load_model(cfg.teacher, "base")
     student = load_student(cfg.student, teacher, tokenizer, "base")
-    texts = read_text(cfg.data) if cfg.data else corpora.sentences("en", 4000, cfg.seed)
+    texts = read_text(cfg.data) if cfg.data else corpora.documents("en", 2000, cfg.seed)
     split = hold_out(text_batches(texts, tokenizer, cfg.length, cfg.batch, cfg.seed))
     check_pair(student, teacher, cfg)
     run = begin(cfg, "minilm")
