@@ -73,9 +73,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trim")
     torch.manual_seed(0)
     bert, llama = read_like_bert(), read_like_llama()
-    config = hf.BertConfig(
-        vocab_size=len(bert), max_position_embeddings=64, pad_token_id=0, initializer_range=0.3, **TINY
-    )
+    config = hf.BertConfig(vocab_size=len(bert), max_position_embeddings=64, pad_token_id=0, **CALM, **TINY)
     sizes = {"vocab_size": len(llama), "num_key_value_heads": 2, "max_position_embeddings": 64}
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     made = {
