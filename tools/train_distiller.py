@@ -1,4 +1,8 @@
-"""Train the distillers that ship with limbeck: stage 1 of MEND on the atlas's documents, with and without a teacher.
+"""Train the distillers that ship with limbeck: stage 1 of MEND on running text, with and without a teacher.
+
+The text is of the sort that the language model itself was trained on: paragraphs in every locale, and pages of names,
+codes, dates and numbers. So that stage 2 and the partitions stay honest, the pages hold no held-out task, no amount, no
+classification and no locale with little text.
 
 ``python tools/train_distiller.py --out folder`` writes ``folder/distiller`` (the teacher's words, MEND) and
 ``folder/distiller-untaught`` (plain next-token loss, the HyperTuning baseline), both from the same start with the same
@@ -8,13 +12,15 @@ documents in the same order, and beside each ``quality.json``: settings and the 
 from __future__ import annotations
 
 import argparse
-from itertools import chain
 from pathlib import Path
+from random import Random
 
 import torch
+from accelerate import Accelerator
 
-from limbeck.atlas import corpora
-from limbeck.atlas.kinds import LOCALES
+from limbeck.atlas import corpora, kinds, tasks
+from limbeck.atlas.names import LOW
+from limbeck.atlas.train_lm import ANSWER, BETWEEN
 from limbeck.context.distiller import Distiller, open_distiller
 from limbeck.context.host import load_llm
 from limbeck.context.streams import document_stream
@@ -22,12 +28,26 @@ from limbeck.core.save import write_json
 from limbeck.core.terms import Clock, Terms, count
 from limbeck.methods.context import mend
 
+PAGES = ("name", "name", "code", "date", "number")  # how often each kind
 BACKBONE = mend.LLM  # the distiller starts as a copy of the language model, which is of its own size here
 
 
-def documents(per_locale: int, seed: int) -> list[str]:
-    """Paragraphs in every locale of the tasks."""
-    return list(chain.from_iterable(corpora.documents(place, per_locale, seed) for place in LOCALES))
+def documents(count: int, seed: int) -> list[str]:
+    """A quarter paragraphs, the rest pages of 16 to 24 lines' worth of one task."""
+    rng = Random(f"documents {seed}")
+    by_kind: dict[str, list[kinds.Spec]] = {}
+    for spec in tasks.specs():
+        if spec.kind in PAGES and not tasks.is_held_out(spec) and not tasks.places(spec) & set(LOW):
+            by_kind.setdefault(spec.kind, []).append(spec)
+    return [_document(rng, by_kind) for _ in range(count)]
+
+
+def _document(rng: Random, by_kind: dict[str, list[kinds.Spec]]) -> str:
+    kind = rng.choice(("text", *PAGES))
+    if kind == "text":
+        return " ".join(corpora.documents(rng.choice(kinds.LOCALES), 2, rng.randrange(10**6)))
+    pairs = rng.choice(by_kind[kind]).pairs(rng, rng.randint(16, 24))
+    return "".join(f"{x}{ANSWER}{y}{BETWEEN}" for _, x, y in pairs)
 
 
 def train(args: argparse.Namespace, kd: float, name: str) -> None:
@@ -40,7 +60,8 @@ def train(args: argparse.Namespace, kd: float, name: str) -> None:
         pretrain_steps=args.steps, pretrain_lr=args.lr, batch=args.batch, kd=kd, seed=args.seed, save_every=200
     )
     stream, _ = document_stream(distiller, documents(args.documents, args.seed), args.batch, args.seed)
-    mend.mend(lm, distiller, stream, None, cfg, args.out / "stages" / name)
+    engine = Accelerator(mixed_precision=args.precision)
+    mend.mend(lm, distiller, stream, None, cfg, args.out / "stages" / name, engine)
     settings = {key: value for key, value in vars(args).items() if key != "out"}
     write_json(args.out / name / "quality.json", {"settings": settings, "held_out": measure(lm, distiller, args)})
     distiller.half().save_pretrained(args.out / name)
@@ -50,7 +71,7 @@ def train(args: argparse.Namespace, kd: float, name: str) -> None:
 def measure(lm: torch.nn.Module, distiller: Distiller, args: argparse.Namespace) -> dict[str, float]:
     """Nats per token on documents of another seed: KL from the LM that reads the text, and cross-entropy."""
     distiller.eval()
-    stream, _ = document_stream(distiller, documents(4, args.seed + 1), 16, 0)
+    stream, _ = document_stream(distiller, documents(160, args.seed + 1), 16, 0)
     goals = {"kl": mend.soft(on="mask"), "cross_entropy": mend.hard()}
     found = {}
     for name, goal in goals.items():
@@ -72,7 +93,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="documents per step")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--length", type=int, default=16, help="vectors")
-    parser.add_argument("--documents", type=int, default=300, help="per locale")
+    parser.add_argument("--documents", type=int, default=12_000)
+    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for name, kd in (("distiller", 1.0), ("distiller-untaught", 0.0)):

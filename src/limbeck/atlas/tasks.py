@@ -103,19 +103,19 @@ def _trains(name: str, spec: Spec) -> bool:
     if spec.kind == "amount":
         return False
     if name == "hr_to_lr":
-        return not _places(spec) & set(LOW)
+        return not places(spec) & set(LOW)
     return {"class_to_class": spec.kind == "class", "non_class_to_class": spec.kind != "class"}.get(name, True)
 
 
 def _tests(name: str, spec: Spec) -> bool:
     if name == "hr_to_lr":
-        return spec.kind != "amount" and bool(_places(spec)) and _places(spec) <= set(LOW) | {"en"}
+        return spec.kind != "amount" and bool(places(spec)) and places(spec) <= set(LOW) | {"en"}
     if name == "held_out_kind":
         return spec.kind == "amount"
     return spec.kind == "class" if name.endswith("to_class") else spec.kind != "amount"
 
 
-def _places(spec: Spec) -> set[str]:
+def places(spec: Spec) -> set[str]:
     """The locales a task is about."""
     return set(spec.name.replace("+", "-").split("-")) & set(LOCALES)
 

@@ -30,11 +30,14 @@ VOCABULARY = 4096
 ANSWER, BETWEEN = "\n", "\n\n\n"
 END = "<|endoftext|>"
 
-# How often each kind of task is shown; the rest is running text. Names come first: what a class is shows in names.
-FIRST = {"name": 0.34, "class": 0.30, "code": 0.10, "date": 0.08, "number": 0.06}
-THEN = {"name": 0.20, "class": 0.44, "code": 0.08, "date": 0.07, "number": 0.05, "amount": 0.08}
-CHANGE = 1000  # the step from which THEN holds
-REPEATED = 0.5  # share of classifications, from CHANGE on, that draw from a few names again and again
+# How often each kind of task is shown, by the step from which it holds; the rest is running text. Names come first:
+# what a class is shows in names. "recall" is no task but a drill: pairs that nothing connects, asked again.
+SHARES = {
+    0: {"name": 0.34, "class": 0.30, "code": 0.10, "date": 0.08, "number": 0.06},
+    1000: {"name": 0.20, "class": 0.44, "code": 0.08, "date": 0.07, "number": 0.05, "amount": 0.08},
+    1500: {"name": 0.15, "class": 0.30, "code": 0.06, "date": 0.05, "number": 0.04, "amount": 0.06, "recall": 0.28},
+}
+REPEATS = 1000  # the step from which a half of the classifications draw from a few names again and again
 
 
 def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
@@ -85,21 +88,21 @@ class Rows:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             rng = Random(f"rows-{self.seed}-{self.position}")
-            later = self.position >= CHANGE
+            step = self.position
             self.position += 1
-            yield self._collate([self._row(rng, later) for _ in range(self.batch)])
+            yield self._collate([self._row(rng, step) for _ in range(self.batch)])
 
-    def _row(self, rng: Random, later: bool) -> tuple[list[int], list[bool]]:
+    def _row(self, rng: Random, step: int) -> tuple[list[int], list[bool]]:
         """Token ids of one row and which of them belong to an answer: tasks of 4 to 24 examples, one after another."""
         ids: list[int] = []
         answer: list[bool] = []
         while len(ids) < self.length:
-            spec = draw_spec(rng, THEN if later else FIRST)
-            if spec is None:
+            kind = draw_kind(rng, step)
+            if kind is None:
                 text = corpora.documents(rng.choice(kinds.LOCALES), n=1, seed=rng.randrange(10**6))[0]
                 ids += self._tokenize(text)
                 answer += [False] * (len(ids) - len(answer))
-            for x, y in examples(rng, spec, later) if spec else []:
+            for x, y in examples(rng, kind, step) if kind else []:
                 before, after = self._tokenize(x), self._tokenize(ANSWER + y)
                 ids += before + after + self._tokenize(BETWEEN)
                 answer += [False] * (len(before) + 1) + [True] * len(after)
@@ -122,27 +125,38 @@ class Rows:
         return next_token_batch(ids, mask) | {"reply": shift(ids, keep)[1]}
 
 
-def draw_spec(rng: Random, shares: dict[str, float]) -> kinds.Spec | None:
-    """A task that is not held out, or None where running text is to stand."""
+def draw_kind(rng: Random, step: int) -> str | None:
+    """The kind of task to show at ``step``, or None where running text is to stand."""
     point = rng.random()
-    for kind, share in shares.items():
+    for kind, share in SHARES[max(first for first in SHARES if first <= step)].items():
         if point < share:
-            return _fresh_labels(rng, rng.choice(_seen(kind)))
+            return kind
         point -= share
     return None
 
 
-def examples(rng: Random, spec: kinds.Spec, later: bool) -> list[tuple[str, str]]:
-    """4 to 24 pairs of input and output.
+def examples(rng: Random, kind: str, step: int) -> list[tuple[str, str]]:
+    """4 to 24 pairs of input and output of one task of ``kind`` that is not held out.
 
-    A share of the classifications repeats a few pairs: looking up the same name again is learned sooner than looking up
-    a like one, and leads to it (burstiness, arXiv 2205.05055).
+    Recalling, and a share of the classifications, repeat a few pairs: looking up the same name again is learned sooner
+    than looking up a like one, and leads to it (burstiness, arXiv 2205.05055).
     """
     count = rng.randint(4, 24)
-    if later and spec.kind == "class" and rng.random() < REPEATED:
+    if kind == "recall":
+        return recall(rng, count)
+    spec = _fresh_labels(rng, rng.choice(_seen(kind)))
+    if step >= REPEATS and kind == "class" and rng.random() < 0.5:
         few = [(x, y) for _, x, y in spec.pairs(rng, rng.randint(3, 8))]
         return rng.choices(few, k=count)
     return [(x, y) for _, x, y in spec.pairs(rng, count)]
+
+
+def recall(rng: Random, count: int) -> list[tuple[str, str]]:
+    """A few pairs of unrelated names, each several times: only having seen the pair before tells its second part."""
+    specs = [rng.choice(_seen("name")) for _ in range(rng.randint(2, max(2, count // 2)))]
+    drawn = [spec.pairs(rng, 2) for spec in specs]
+    pairs = [(two[0][1], two[-1][2]) for two in drawn if two]
+    return rng.choices(pairs, k=count)
 
 
 @lru_cache
