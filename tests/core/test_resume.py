@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from fit_child import Net, Pace, batches, controlled, shared_out
 from torch import nn
 
@@ -100,7 +99,6 @@ def test_a_list_is_drawn_forward_on_resuming(tmp_path: Path) -> None:
 
 def test_a_crash_at_any_file_operation_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rename, flush, write and removal of a short run is once the last thing that happens."""
-    monkeypatch.setattr(Accelerator, "free_memory", lambda self: None)  # it is slow, and there are a hundred runs here
     left = [10**9]
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:

@@ -61,7 +61,7 @@ def fit(
     check_trainable(stage)
     refuse_sharded(stage)
     folder = None if out is None else make_folder(Path(out) / stage.name)
-    accelerator = accelerator or make_accelerator(tracker, folder)
+    given, accelerator = accelerator is not None, accelerator or make_accelerator(tracker, folder)
     check_accelerator(accelerator)
     with random_state_kept():
         seed_everything(stage.seed, accelerator.process_index)
@@ -77,7 +77,8 @@ def fit(
             for module in stage.train.values():
                 module.eval()
                 module.zero_grad(set_to_none=True)
-            accelerator.free_memory()
+            if given or accelerator.device.type != "cpu":  # else it goes with all it holds, without a slow search
+                accelerator.free_memory()
 
 
 def _place(stage: Stage, accelerator: Accelerator) -> None:
