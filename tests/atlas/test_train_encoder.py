@@ -11,7 +11,6 @@ from limbeck.atlas.train_encoder import build, masked_step, measure, texts, trai
 from limbeck.core.terms import Clock
 from limbeck.data.stream import mlm_batches
 
-
 documents = train_encoder.documents
 
 
