@@ -87,15 +87,15 @@ def test_heads_in_turns_equal_all_at_once(chunk):
         torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-7)
 
 
-def test_memory_of_one_chunk_not_of_all_heads():
-    """The tensors kept for the backward pass must not grow with heads x t x t."""
-    t, heads = 64, 16
-    q = torch.randn(1, heads, t, 4, requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        relation_kl((q, q), (q.detach(), q.detach()), torch.ones(1, t).bool(), chunk=1).sum().backward()
-    assert max(kept) <= t * t
-    assert sum(sorted(kept)[:-1]) < heads * t * t * 8
+def test_nothing_of_the_size_of_a_relation_is_kept_for_the_backward_pass():
+    t, kept = 32, []
+    q = torch.randn(1, 4, t, 2, requires_grad=True)
+    pair, other, mask = (q, q), (q.detach() + 1,) * 2, torch.ones(1, t).bool()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        values = relation_kl(pair, other, mask, chunk=1)
+    assert all(x.numel() < t * t for x in kept if x.is_floating_point())  # the mask itself is one, and shared
+    values.sum().backward()
+    assert q.grad.abs().sum() > 0
 
 
 def test_equal_inputs_give_zero_and_no_gradient():
