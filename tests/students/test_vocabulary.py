@@ -275,22 +275,32 @@ def test_frequent_tokens_counts_like_the_card():
 
 
 def test_the_check_sees_a_wrong_row_a_wrong_bias_and_a_wrong_tokenizer():
-    model, tokenizer = build("bert")
+    model, tokenizer = build("mbart")
     small, small_tokenizer = trim_vocabulary(model, tokenizer, frequent_tokens(tokenizer, HOME))
-    for tensor in (small.get_input_embeddings().weight, small.get_output_embeddings().bias):
-        spoiled = tensor.detach().clone()
+    for tensor in vocabulary_tensors(small):
+        right = tensor.detach().clone()
         with torch.no_grad():
-            tensor[11] += 1e-3
-        with pytest.raises(LimbeckError, match="trimmed BertForMaskedLM differs from its original by"):
+            tensor[..., -1] += 1e-6
+        with pytest.raises(LimbeckError, match="rows 0 to 4096 of the trimmed MBartForConditionalGeneration"):
             check_same_logits(model, tokenizer, small, small_tokenizer, HOME)
         with torch.no_grad():
-            tensor.copy_(spoiled)
+            tensor.copy_(right)
     check_same_logits(model, tokenizer, small, small_tokenizer, HOME)
     other = reader()
-    other.backend_tokenizer.normalizer = None
     other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split("w", "isolated")
+    whole = hf.BertForMaskedLM(hf.BertConfig(**{**ENCODER, "vocab_size": 95}))
     with pytest.raises(LimbeckError, match="trimming changed how 'w3"):
-        check_same_logits(model, tokenizer, model, other, HOME)
+        check_same_logits(whole, tokenizer, whole, other, HOME)
+
+
+def test_the_check_sees_what_differs_besides_the_tables():
+    model, tokenizer = build("bert")
+    small, small_tokenizer = trim_vocabulary(model, tokenizer, frequent_tokens(tokenizer, HOME))
+    small = copy.deepcopy(small)
+    with torch.no_grad():
+        small.bert.encoder.layer[0].output.dense.bias[0] += 0.1
+    with pytest.raises(LimbeckError, match="trimmed BertForMaskedLM differs from its original by"):
+        check_same_logits(model, tokenizer, small, small_tokenizer, HOME)
 
 
 def test_refusals():

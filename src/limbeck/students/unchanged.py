@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from limbeck.core.check import LimbeckError, require
-from limbeck.students.rows import table_rows
+from limbeck.students.rows import table_rows, vocabulary_tensors
 from limbeck.students.vocabulary import kept_rows
+
+CHUNK = 4096  # rows that are compared at a time, so that a check costs little memory
 
 
 @torch.no_grad()
@@ -20,14 +22,15 @@ def check_same_logits(
 ) -> int:
     """Verify a trimmed model against its original: bit-equal on kept tokens, or ``LimbeckError``.
 
-    Compared are the first ``most`` of ``texts`` that are covered (every piece kept; for WordPiece, no unknown word):
-    their ids, and for the first ``length`` of these what the models say; and one row of kept tokens from all over the
-    table. Returns how many texts were covered.
+    Compared are all rows of all vocabulary tables; the first ``most`` of ``texts`` that are covered (every piece kept;
+    for WordPiece, no unknown word): their ids, and for the first ``length`` of these what the models say; and what they
+    say to one text of kept tokens from all over the table. Returns how many texts were covered.
 
     Bit-equal means: the same numbers multiplied in the same order. A matrix product may sum the last few columns of a
     matrix in another order than the rest, so the original's kept columns are computed by a product of the kept rows.
     """
     rows = kept_rows(model, tokenizer, small_tokenizer)
+    _compare_tables(model, small, rows)
     new = {row: place for place, row in enumerate(rows)}
     spread = torch.linspace(0, len(rows) - 1, length).long().tolist()
     end = [new[i] for i in [model.config.eos_token_id] if isinstance(i, int) and i in new]
@@ -54,9 +57,19 @@ def _is_covered(ids: Sequence[int], new: Mapping[int, int], tokenizer: Any) -> b
     return all(i in new for i in ids) and not (greedy and tokenizer.unk_token_id in ids)
 
 
+def _compare_tables(model: Any, small: Any, rows: Sequence[int]) -> None:
+    for old, new in zip(vocabulary_tensors(model), vocabulary_tensors(small), strict=True):
+        old, new = (tensor[0] if tensor.shape[0] == 1 else tensor for tensor in (old, new))  # mBART's bias is 1 v
+        for at in range(0, len(rows), CHUNK):
+            same = torch.equal(new[at : at + CHUNK], old[list(rows[at : at + CHUNK])])
+            require(
+                same, f"rows {at} to {at + CHUNK} of the trimmed {type(small).__name__} are not those of its original"
+            )
+
+
 def _compare(model: Any, small: Any, rows: Sequence[int], ids: Sequence[int], where: str) -> None:
     said = _said(small, torch.tensor([ids]))
-    with _KeptColumns(model, rows):
+    with _KeptColumns(model, small, rows):
         expected = _said(model, torch.tensor([[rows[i] for i in ids]]))
     if expected.shape[-1] == table_rows(model) and said.shape[-1] == len(rows):
         expected = expected[..., list(rows)]
@@ -80,11 +93,14 @@ def _said(model: Any, ids: Tensor) -> Tensor:
 
 
 class _KeptColumns:
-    """While entered, the kept columns of the model's output are a product of the kept rows alone."""
+    """While entered, the kept columns of the model's output are a product of the kept rows alone.
 
-    def __init__(self, model: Any, rows: Sequence[int]) -> None:
-        head = model.get_output_embeddings()
-        self.head = head if isinstance(head, nn.Linear) else None
+    The small model's table is taken for them: it holds the same numbers, as ``_compare_tables`` has seen.
+    """
+
+    def __init__(self, model: Any, small: Any, rows: Sequence[int]) -> None:
+        head: Any = model.get_output_embeddings()
+        self.head, self.kept = head if isinstance(head, nn.Linear) else None, small.get_output_embeddings()
         self.rows = torch.tensor(list(rows))
 
     def __enter__(self) -> None:
@@ -96,6 +112,5 @@ class _KeptColumns:
             self.handle.remove()
 
     def _again(self, head: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        rows = self.rows.to(output.device)
-        bias = None if head.bias is None else head.bias[rows]
-        return output.index_copy(-1, rows, linear(inputs[0], head.weight[rows], bias))
+        alone = linear(inputs[0], self.kept.weight, self.kept.bias)
+        return output.index_copy_(-1, self.rows.to(output.device), alone)
