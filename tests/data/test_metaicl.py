@@ -7,7 +7,7 @@ import pytest
 
 from limbeck.core.check import LimbeckError
 from limbeck.data.metaicl import metaicl_item
-from limbeck.data.templates import Example
+from limbeck.data.templates import Example, layout
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/metaicl-evaluation/layout.json").read_text())
 
@@ -58,6 +58,15 @@ def test_an_example_without_input_or_label_has_fewer_separators(characters):
     query = Example("t", "x", "y", ("y", "z"))
     text = "".join(map(chr, metaicl_item(characters, demos, query)[0][0]))
     assert text == "a\nb\n\n\nc\n\n\nd\n\n\nx"
+
+
+@pytest.mark.parametrize("channel", [False, True])
+@pytest.mark.parametrize(("name", "newlines"), [("metaicl", True), ("space", False)])
+def test_a_layout_gives_the_same_where_nothing_is_cut(characters, name, newlines, channel):
+    form, query = layout(name, channel), example(GOLDEN["in_tests"][0])
+    demos = form.demos(characters, DEMOS, budget=1000)
+    mine = [(demos + prompt, scored) for prompt, scored in form.options(characters, query.input, query.options)]
+    assert mine == metaicl_item(characters, DEMOS, query, channel=channel, newlines=newlines)
 
 
 def test_what_cannot_be_scored_is_refused(characters):

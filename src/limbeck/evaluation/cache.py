@@ -66,9 +66,7 @@ def repeated(cache: Any, rows: int) -> Any:
         twin.self_attention_cache = repeated(cache.self_attention_cache, rows)
         twin.cross_attention_cache = repeated(cache.cross_attention_cache, rows)
         return twin
-    twin.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in twin.layers:
-        layer.batch_repeat_interleave(rows)
+    twin.layers = [_repeated_layer(layer, rows) for layer in cache.layers]
     return twin
 
 
@@ -77,6 +75,17 @@ def cache_bytes(cache: Any) -> int:
     layers = [layer for part in _parts(cache) for layer in part.layers] if cache is not None else []
     tensors = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+
+def _repeated_layer(layer: Any, rows: int) -> Any:
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    twin = copy.copy(layer)
+    if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.get_seq_length():
+        twin.keys, twin.values = (t.expand(rows, -1, -1, -1) for t in (layer.keys, layer.values))  # views, no copies
+    else:
+        twin.batch_repeat_interleave(rows)
+    return twin
 
 
 def _parts(cache: Any) -> list[Any]:

@@ -64,33 +64,36 @@ class Prefix:
     def inputs(self, rows: Sequence[Pair]) -> tuple[dict[str, Any], Tensor]:
         """Arguments with which the model reads (prompt, scored) rows, and which positions b t predict a scored token.
 
-        Rows are padded on the right; the last scored token is not read, since nothing follows it.
+        The last scored token is not read, since nothing follows it. Rows are padded on the right, where no real token
+        of a causal decoder looks, so padding needs no mask (a position with nothing to see is NaN in some models).
         """
         if self.seq2seq:
             return self._seq2seq_inputs(rows)
-        ids, mask, where = padded(rows, self.lm.device)
-        seen = torch.cat([mask.new_ones(len(rows), self.length), mask], dim=1)
-        if self.cache is not None:
-            shared = {"past_key_values": repeated(self.cache, len(rows)), "use_cache": True}
-            return {"input_ids": ids, "attention_mask": seen, **shared}, where
-        if self.embeds is None:
-            return {"input_ids": ids, "attention_mask": seen, "use_cache": False}, where
-        embeds = torch.cat([self.embeds.expand(len(rows), -1, -1), self.lm.get_input_embeddings()(ids)], dim=1)
-        return {"inputs_embeds": embeds, "attention_mask": seen, "use_cache": False}, where
+        ids, _, where = padded(rows, self.lm.device)
+        if self.cache is None and self.embeds is not None:
+            embeds = torch.cat([self.embeds.expand(len(rows), -1, -1), self.lm.get_input_embeddings()(ids)], dim=1)
+            return {"inputs_embeds": embeds, "attention_mask": ones(embeds), "use_cache": False}, where
+        return {"input_ids": ids, "attention_mask": self._seen(ids), **self._cached(len(rows))}, where
 
     def _seq2seq_inputs(self, rows: Sequence[Pair]) -> tuple[dict[str, Any], Tensor]:
-        states, seen = self.encoder_states([prompt for prompt, _ in rows])
+        states, mask = self.encoder_states([prompt for prompt, _ in rows])
         if self.query == "encoder":
             rows = [((), scored) for _, scored in rows]
         if self.cache is None:
             rows = [((start_token(self.lm), *prompt), scored) for prompt, scored in rows]
-        ids, mask, where = padded(rows, self.lm.device)
-        args = {"encoder_outputs": encoder_output(states), "attention_mask": seen, "decoder_input_ids": ids}
+        ids, _, where = padded(rows, self.lm.device)
+        decoder = {"decoder_input_ids": ids, "decoder_attention_mask": self._seen(ids), **self._cached(len(rows))}
+        return {"encoder_outputs": encoder_output(states), "attention_mask": mask, **decoder}, where
+
+    def _seen(self, ids: Tensor) -> Tensor:
+        """A mask for what is cached and ``ids`` b t behind it: all of it."""
+        return ids.new_ones(ids.shape[0], self.length + ids.shape[1])
+
+    def _cached(self, rows: int) -> dict[str, Any]:
+        """Arguments that share the cache among ``rows`` rows."""
         if self.cache is None:
-            return {**args, "decoder_attention_mask": mask, "use_cache": False}, where
-        mask = torch.cat([mask.new_ones(len(rows), self.length), mask], dim=1)
-        shared = {"past_key_values": repeated(self.cache, len(rows)), "use_cache": True}
-        return {**args, "decoder_attention_mask": mask, **shared}, where
+            return {"use_cache": False}
+        return {"past_key_values": repeated(self.cache, rows), "use_cache": True}
 
     def encoder_states(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """The encoder's output b s d and its mask b s: for the prefix alone, or for prefix and prompts together."""
