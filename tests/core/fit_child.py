@@ -183,7 +183,7 @@ def main(out: Path, steps: int) -> None:
     for mode in ("ddp", "fsdp"):
         accelerator = Accelerator(cpu=True)
         if mode == "fsdp":  # Accelerate shards on accelerators only; the sharding itself runs on CPUs as well
-            plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+            plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
             accelerator.state._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
         net = stopped_and_resumed(mode, out / mode, accelerator, steps)
         if accelerator.is_main_process:

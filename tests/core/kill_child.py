@@ -47,7 +47,7 @@ def finish(child: int) -> None:
 
 def wait_for_rows(path: Path, number: int) -> None:
     """Wait until the log has ``number`` rows."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while number and not (path.exists() and path.read_bytes().count(b"\n") >= number):
         assert time.monotonic() < deadline, f"no {number} rows in {path}"
         time.sleep(0.001)

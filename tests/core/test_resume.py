@@ -136,7 +136,7 @@ def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
     steps = 33
     command = [sys.executable, str(Path(__file__).with_name("kill_child.py")), str(tmp_path), str(steps)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
     reached = json.loads(done.stdout)
@@ -163,6 +163,13 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
     assert fresh.after[0].heard == stage.after[0].heard  # type: ignore[attr-defined]
     assert fresh.stream.position == stage.stream.position  # type: ignore[attr-defined]
     assert (tmp_path / "toy" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_stage_without_its_checkpoint_is_refused(tmp_path: Path) -> None:
+    fit(changed(), tmp_path)
+    checkpoint.shutil.rmtree(tmp_path / "toy" / "step-00000005")
+    with pytest.raises(LimbeckError, match="toy is marked as done, but has no checkpoint"):
+        fit(changed(), tmp_path)
 
 
 def changed(**changes: Any) -> Stage:

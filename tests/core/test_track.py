@@ -50,6 +50,8 @@ def test_wrong_trackers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         fit(stage, tmp_path, tracker="tensorbord")
     with pytest.raises(LimbeckError, match="needs a folder"):
         fit(stage, tracker="tensorboard")
+    monkeypatch.setenv("LIMBECK_TRACKER", "tensorboard")
+    fit(stage)  # a wish for all runs, so one without a folder goes without
     monkeypatch.setattr(tracking, "_available_trackers", [])
     with pytest.raises(LimbeckError, match=r"'tensorboard' is not installed: pip install 'limbeck\[trackers\]'"):
         fit(stage, tmp_path, tracker="tensorboard")

@@ -21,16 +21,17 @@ from limbeck.core.checkpoint import whole
 from limbeck.core.stage import Stage
 
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
-SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP}
+OTHER_ENGINES = {DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA}
 
 
 def make_accelerator(tracker: str | None, folder: Path | None) -> Accelerator:
     """An Accelerator with the settings of ``accelerate launch`` or ``torchrun``, and ``tracker`` if one is wanted.
 
-    ``tracker`` defaults to ``LIMBECK_TRACKER`` of the environment; one that is unknown or not installed is refused.
+    ``tracker`` defaults to ``LIMBECK_TRACKER`` of the environment where there is a folder to write to; one that is
+    unknown or not installed is refused.
     """
-    tracker = tracker or os.environ.get("LIMBECK_TRACKER") or None
-    if tracker is None:
+    tracker = tracker or (os.environ.get("LIMBECK_TRACKER") if folder else None)
+    if not tracker:
         return Accelerator()
     one_of(tracker, TRACKERS, "tracker")
     require(folder is not None, f"the tracker {tracker!r} needs a folder to write to: give fit(..., out=...)")
@@ -66,14 +67,17 @@ class Trackers:
 
 
 def check_accelerator(accelerator: Accelerator) -> None:
-    """Refuse what was never tried; tell DDP that some parameters may get no gradient."""
+    """Refuse engines with a loop of their own; tell DDP and FSDP2 what they have to know about ``fit``."""
     kind = accelerator.distributed_type
-    if kind not in SUPPORTED or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+    if kind in OTHER_ENGINES or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise LimbeckError(
             f"fit runs on one process, DDP or FSDP2, but Accelerate is set to {kind.value}; run 'accelerate config' "
             "and choose multi-GPU, or FSDP of version 2"
         )
-    if accelerator.ddp_handler is None:
+    if accelerator.is_fsdp2:
+        # it would send all modules but one process's to the meta device, and untie their weights on the way back
+        accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
+    if accelerator.ddp_handler is None:  # some parameters may get no gradient
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
 
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from limbeck.core.batch import Batch, to_device
-from limbeck.core.check import LimbeckError
+from limbeck.core.check import LimbeckError, require
 from limbeck.core.checkpoint import whole
 from limbeck.core.engine import (
     Trackers,
@@ -69,7 +69,8 @@ def fit(
         feed = Feed(stage.stream, stage.accumulate, accelerator.process_index, accelerator.num_processes)
         try:
             if folder is not None and (folder / "done").exists():
-                Keeper(stage, folder, accelerator, feed).load(None, finished=True)
+                found = Keeper(stage, folder, accelerator, feed).load(None, finished=True)
+                require(found, f"{folder} is marked as done, but has no checkpoint; delete it to train anew")
                 return read_json(folder / "done")
             return _Run(stage, folder, accelerator, feed).run()
         finally:
