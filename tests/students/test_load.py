@@ -54,6 +54,29 @@ def test_students_are_made_from_their_teacher(saved):
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), teacher.parameters(), strict=True))
 
 
+def test_students_are_in_float32_whatever_the_teacher_is(saved):
+    teacher, tok = load_model(saved / "bert", "masked", "bfloat16")
+    assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
+    for name in ("2x8", "half", "every-other"):
+        assert {p.dtype for p in load_student(name, teacher, tok, "masked").parameters()} == {torch.float32}
+
+
+def test_weights_that_would_be_random_are_refused(saved, tmp_path):
+    model, tok = load_model(saved / "bert", "base")
+    assert model.pooler is None, "the masked LM has none"
+    model.save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    with pytest.raises(
+        LimbeckError, match=r"holds no weights for cls.predictions.* as a masked model it would be random"
+    ):
+        load_model(tmp_path, "masked")
+
+
+def test_a_shipped_model_that_is_not_there_is_named():
+    with pytest.raises(LimbeckError, match="limbeck:atlas/weights/nothing: this installation does not hold that model"):
+        load_model("limbeck:atlas/weights/nothing", "base")
+
+
 def test_a_student_with_another_tokenizer_is_refused(saved, tmp_path):
     teacher, tok = load_model(saved / "bert", "masked")
     teacher.save_pretrained(tmp_path)

@@ -6,34 +6,44 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from limbeck.core.check import LimbeckError, require
 from limbeck.students.layers import every_other, keep_layers, parse_size, shape, smaller
 
 Kind = Literal["base", "masked", "causal"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 AUTO = {"base": "AutoModel", "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
 EVERY_OTHER, HALF = "every-other", "half"
 EMBEDDED = "limbeck:"  # "limbeck:<folder>" names a model that ships inside the package
 
 
-def load_model(name: str | Path, kind: Kind, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def load_model(name: str | Path, kind: Kind, dtype: Dtype = "float32") -> tuple[Any, Any]:
     """The model and tokenizer in the folder or Hub repository ``name``; code that comes with a model is not run.
 
-    ``kind``: "base" (no head), "masked" or "causal" language model. Raises ``LimbeckError`` if there is no such model.
+    ``kind``: "base" (no head), "masked" or "causal" language model. Raises ``LimbeckError`` if there is no such model,
+    or if its files lack weights, which would silently be random; a base model without a pooler stays without.
     """
     import transformers
 
     where = place(name)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where)
-        model = getattr(transformers, AUTO[kind]).from_pretrained(where, dtype=dtype)
+        auto = getattr(transformers, AUTO[kind])
+        model, info = auto.from_pretrained(where, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise LimbeckError(
             f"cannot load {str(name)!r} as a {kind} model: {reason}; give a folder or a Hub id"
         ) from None
-    return model, tokenizer
+    absent = sorted(info["missing_keys"])
+    if any(key.startswith("pooler.") for key in absent):
+        model.pooler = None
+    absent = [key for key in absent if not key.startswith("pooler.")]
+    if absent:
+        raise LimbeckError(
+            f"{str(name)!r} holds no weights for {absent[0]} ({len(absent)} in all), so as a {kind} model it would be "
+            "random there; give a checkpoint that was trained as one"
+        )
+    return model.eval(), tokenizer
 
 
 def place(name: str | Path) -> str:
@@ -53,16 +63,16 @@ def load_student(name: str | Path, teacher: Any, tokenizer: Any, kind: Kind) -> 
 
     ``"6x384"``: the teacher's architecture, 6 layers of width 384, randomly initialised; ``"half"``: half of its
     layers and width; ``"every-other"``: a copy of the teacher with half of its layers; anything else: a folder or Hub
-    id, whose tokenizer has to be the teacher's.
+    id, whose tokenizer has to be the teacher's. It is held in float32 whatever the teacher is held in.
     """
     if size := parse_size(str(name)):
-        return smaller(teacher, *size)
+        return smaller(teacher, *size).float()
     if name in (EVERY_OTHER, HALF):
         layers, width, _ = shape(teacher)
         require(layers > 1, f"--student {name}: the teacher has a single layer; give a model or a size like 6x384")
         if name == HALF:
-            return smaller(teacher, layers // 2, width // 2)
-        return keep_layers(teacher, every_other(layers, layers // 2))
+            return smaller(teacher, layers // 2, width // 2).float()
+        return keep_layers(teacher, every_other(layers, layers // 2)).float()
     student, own = load_model(name, kind)
     check_same_tokenizer(own, tokenizer)
     return student

@@ -299,14 +299,16 @@ def files(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["bert", "llama"])
-def test_the_command_on_a_model_and_text_of_the_user(files, name):
-    cfg = Config(files / "run", teacher=str(files / name), data=str(files / "text.txt"), steps=2, batch=4, length=10)
+@pytest.mark.parametrize(("name", "dtype"), [("bert", "float32"), ("llama", "bfloat16")])
+def test_the_command_on_a_model_and_text_of_the_user(files, name, dtype):
+    settings = {"teacher": str(files / name), "teacher_dtype": dtype, "data": str(files / "text.txt")}
+    cfg = Config(files / "run", **settings, steps=2, batch=4, length=10)
     out = main(cfg)
     metrics = json.loads((out / "metrics.json").read_text())
     assert {"assistant", "student", "held_out", "before"} <= set(metrics)
     assert set(metrics["held_out"]) == {"attention", "values"}
-    assert shape(AutoModel.from_pretrained(out)) == (2, 8, 2)
+    student = AutoModel.from_pretrained(out)
+    assert (shape(student), student.dtype) == ((2, 8, 2), torch.float32)
     assert "Relations of student and teacher" in (out / "report.html").read_text()
 
 

@@ -261,9 +261,10 @@ def files(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("data", ["pairs.jsonl", "text.txt"])
-def test_the_command_on_a_model_and_data_of_the_user(files, data):
-    cfg = Config(files / "run", teacher=str(files / "teacher"), data=str(files / data), steps=3, batch=4, length=12)
+@pytest.mark.parametrize(("data", "dtype"), [("pairs.jsonl", "float32"), ("text.txt", "bfloat16")])
+def test_the_command_on_a_model_and_data_of_the_user(files, data, dtype):
+    settings = {"teacher": str(files / "teacher"), "teacher_dtype": dtype, "data": str(files / data)}
+    cfg = Config(files / "run", **settings, steps=3, batch=4, length=12)
     out = main(cfg)
     metrics = json.loads((out / "metrics.json").read_text())
     assert 0 < metrics["adaptive_share"] <= 1

@@ -38,7 +38,7 @@ from limbeck.report.sections import Table
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.model import model_source
 from limbeck.students.layers import keep_layers, shape, smaller
-from limbeck.students.load import load_model, load_student
+from limbeck.students.load import Dtype, load_model, load_student
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Config(Run):
     """Folder that the run writes."""
     teacher: str = "limbeck:atlas/weights/encoder-a"
     """Folder or Hub id of an encoder or decoder; by default an encoder that ships with limbeck."""
+    teacher_dtype: Dtype = "float32"
+    """Number format in which the teacher is held; losses are computed in float32 whatever it is."""
     student: str = "half"
     """A size like 6x384 (the teacher's architecture anew), half of both, a folder or a Hub id."""
     data: str | None = None
@@ -106,7 +108,7 @@ def minilm(
     said = {}
     if wants_assistant(cfg.assistant, student, teacher):
         (_, width, heads), layers = shape(student), shape(teacher)[0]
-        assistant = smaller(teacher, layers, width, heads)
+        assistant = smaller(teacher, layers, width, heads).float()
         said["assistant"] = _distil("assistant", assistant, teacher, stream, cfg, out, engine)
         teacher, cfg = assistant, replace(cfg, teacher_layer=None)
     return {**said, "student": _distil("student", student, teacher, stream, cfg, out, engine)}
@@ -153,7 +155,7 @@ def check_pair(student: Any, teacher: Any, cfg: Config) -> None:
 def main(cfg: Config) -> Path:
     """Distil ``cfg.teacher`` into ``cfg.student`` on ``cfg.data``; writes the student and its report to ``cfg.out``."""
     seed_all(cfg.seed)
-    teacher, tokenizer = load_model(cfg.teacher, "base")
+    teacher, tokenizer = load_model(cfg.teacher, "base", cfg.teacher_dtype)
     student = load_student(cfg.student, teacher, tokenizer, "base")
     texts = read_text(cfg.data) if cfg.data else corpora.documents("en", 2000, cfg.seed)
     split = hold_out(text_batches(texts, tokenizer, cfg.length, cfg.batch, cfg.seed))

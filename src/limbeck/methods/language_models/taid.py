@@ -41,7 +41,7 @@ from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import Table
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.model import model_source
-from limbeck.students.load import load_model, load_student
+from limbeck.students.load import Dtype, load_model, load_student
 
 DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd, "total_variation": total_variation}
 GOALS = ("taid", "linear", *DIVERGENCES)
@@ -56,6 +56,8 @@ class Config(Run):
     """Folder that the run writes."""
     teacher: str = "limbeck:atlas/weights/lm"
     """Folder or Hub id of a causal LM; by default the one that ships with limbeck."""
+    teacher_dtype: Dtype = "float32"
+    """Number format in which the teacher is held; losses are computed in float32 whatever it is."""
     student: str = "every-other"
     """Folder or Hub id, a size like 6x384 (the teacher's architecture anew), or every-other (half of its layers)."""
     data: str | None = None
@@ -200,7 +202,7 @@ def main(cfg: Config) -> Path:
     """Distil ``cfg.teacher`` into ``cfg.student`` on ``cfg.data``; writes the student and its report to ``cfg.out``."""
     seed_all(cfg.seed)
     paced_by(cfg)
-    teacher, tokenizer = load_model(cfg.teacher, "causal")
+    teacher, tokenizer = load_model(cfg.teacher, "causal", cfg.teacher_dtype)
     student = load_student(cfg.student, teacher, tokenizer, "causal")
     split = hold_out(batches(cfg, tokenizer))
     run = begin(cfg, "taid")

@@ -42,7 +42,7 @@ from limbeck.report.sections import Table
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.ensemble import MeanSource, mean_source
 from limbeck.sources.model import model_source
-from limbeck.students.load import check_same_tokenizer, load_model, load_student
+from limbeck.students.load import Dtype, check_same_tokenizer, load_model, load_student
 
 AT_ONCE = 256  # positions whose distributions over the vocabulary stand in memory together, in float64
 
@@ -55,6 +55,8 @@ class Config(Run):
     """Folder that the run writes."""
     teacher: tuple[str, ...] = ("limbeck:atlas/weights/encoder-a", "limbeck:atlas/weights/encoder-b")
     """Folders or Hub ids of masked LMs with one vocabulary; by default the two that ship with limbeck."""
+    teacher_dtype: Dtype = "float32"
+    """Number format in which the teacher is held; losses are computed in float32 whatever it is."""
     student: str = "every-other"
     """every-other (layers of the first teacher, the paper's), a size like 6x768, a folder or a Hub id."""
     data: str | None = None
@@ -179,7 +181,7 @@ def _teachers(cfg: Config) -> dict[str, tuple[Any, Any]]:
     """Models and tokenizers by name."""
     require(cfg.teacher, "--teacher: expected at least one folder or Hub id of a masked LM")
     require(len(set(cfg.teacher)) == len(cfg.teacher), f"--teacher: a teacher is named twice in {list(cfg.teacher)}")
-    return {name: load_model(name, "masked") for name in cfg.teacher}
+    return {name: load_model(name, "masked", cfg.teacher_dtype) for name in cfg.teacher}
 
 
 def _last(cfg: Config) -> list[int]:
