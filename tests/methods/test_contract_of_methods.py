@@ -1,0 +1,95 @@
+"""The shared contract, one case per training method of language models and encoders."""
+
+import pytest
+import torch
+from contract import CHECKS, Case, stages_of
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
+
+from limbeck.core.batch import IGNORE, Batch, next_token_batch
+from limbeck.methods.encoders import minilm
+from limbeck.methods.language_models import taid
+from limbeck.methods.multilingual import romanian_multi_teacher
+from limbeck.students.layers import keep_layers
+
+VOCABULARY, ROWS, LENGTH = 19, 8, 7
+
+
+def sizes(width: int = 16, layers: int = 2) -> dict[str, int]:
+    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers}
+    return {"vocab_size": VOCABULARY, "num_attention_heads": 2, "max_position_embeddings": 16, **shape}
+
+
+def outspoken(model):
+    """A model with opinions: the usual initialisation says the same everywhere."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(8)
+    return model.eval()
+
+
+def llama(**size: int) -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**sizes(**size)))
+
+
+def bert(**size: int) -> BertForMaskedLM:
+    silent = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return BertForMaskedLM(BertConfig(**sizes(**size), **silent))
+
+
+def ids_and_mask(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, LENGTH + 1, (10, ROWS, 1), generator=generator)
+    ids = torch.randint(VOCABULARY, (10, ROWS, LENGTH), generator=generator)
+    return list(zip(ids, torch.arange(LENGTH) < lengths, strict=True))
+
+
+def masked_words(seed: int) -> list[Batch]:
+    batches = []
+    for ids, mask in ids_and_mask(seed):
+        answer = mask & (torch.arange(LENGTH) % 3 == 1)
+        batches.append({"ids": ids, "mask": mask, "answer": answer, "targets": ids.where(answer, torch.tensor(IGNORE))})
+    return batches
+
+
+def taid_stage(seed: int, **settings):
+    torch.manual_seed(seed)
+    student, teacher = llama(width=8, layers=1), outspoken(llama())
+    stream = [next_token_batch(*batch) for batch in ids_and_mask(seed)]
+    cfg = taid.Config(steps=8, seed=seed, alpha=0.2, **settings)
+    (stage,) = stages_of(taid, lambda: taid.taid(student, teacher, stream, cfg))
+    return stage
+
+
+def minilm_stage(seed: int, **settings):
+    torch.manual_seed(seed)
+    student, teacher = bert(width=8, layers=1).bert, outspoken(bert()).bert
+    stream = [{"ids": ids, "mask": mask} for ids, mask in ids_and_mask(seed)]
+    cfg = minilm.Config(steps=8, seed=seed, assistant="never", **settings)
+    (stage,) = stages_of(minilm, lambda: minilm.minilm(student, teacher, stream, cfg))
+    return stage
+
+
+def romanian_stage(seed: int):
+    torch.manual_seed(seed)
+    teachers = [outspoken(bert()), outspoken(bert())]
+    student, cfg = keep_layers(teachers[0], [0]), romanian_multi_teacher.Config(steps=8, seed=seed)
+    recipe = romanian_multi_teacher.romanian_multi_teacher
+    (stage,) = stages_of(romanian_multi_teacher, lambda: recipe(student, teachers, masked_words(seed), cfg))
+    return stage
+
+
+CASES = [
+    Case("taid", taid_stage),
+    Case("taid with a hard loss", lambda seed: taid_stage(seed, hard=0.5)),
+    Case("taid against reverse kl", lambda seed: taid_stage(seed, objective="reverse_kl")),
+    Case("minilm", minilm_stage),
+    Case("minilm version 2", lambda seed: minilm_stage(seed, version=2, relation_heads=4)),
+    Case("romanian_multi_teacher", romanian_stage),
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_contract(case, check, tmp_path):
+    check(case, tmp_path)
