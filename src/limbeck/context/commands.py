@@ -10,7 +10,7 @@ from limbeck.atlas.tasks import PARTITIONS
 from limbeck.atlas.tasks import partition as atlas_partition
 from limbeck.context.answer import behind_vectors
 from limbeck.context.distiller import Distiller
-from limbeck.context.evaluate import Result, Split, compare, makers, result_table, split_tasks
+from limbeck.context.evaluate import Result, Split, check_task, compare, makers, result_table, split_tasks
 from limbeck.context.vectors import Vectors
 from limbeck.core.check import require
 from limbeck.core.save import make_folder, write_atomic, write_json
@@ -108,6 +108,8 @@ def evaluate(cfg: Evaluate) -> None:
     distiller = Distiller.from_pretrained(cfg.distiller)
     seeds = cfg.seeds or _seeds(cfg.tasks)
     splits = {seed: _splits(cfg, seed) for seed in seeds}
+    for task in (task for parts in splits.values() for part in parts for task in part.test):
+        check_task(task, cfg.shots)
     make_folder(cfg.out)
     lm, tokenizer = distiller.host.load()
     contexts = makers(lm, tokenizer, {"vectors": distiller})

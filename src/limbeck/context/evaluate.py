@@ -73,12 +73,20 @@ def compare(
     """Every context on every task and seed: the same demonstrations, the first ``queries`` test rows (None: all)."""
     found = []
     for task in tasks:
+        check_task(task, shots)
         rows = (task.test or task.dev)[:queries]
-        require(rows, f"task {task.name!r} has neither test nor dev rows; add a _test file or leave it out")
         for seed in seeds:
             demos = demonstrations(task, shots, seed)
             found += [_result(name, make(demos), task, rows, seed, partition) for name, make in contexts.items()]
     return found
+
+
+def check_task(task: Task, shots: int) -> None:
+    """Refuse a task without queries, or with fewer training rows than demonstrations are asked for."""
+    require(
+        task.test or task.dev, f"task {task.name!r} has neither test nor dev rows; add a _test file or leave it out"
+    )
+    demonstrations(task, shots)
 
 
 def _result(name: str, answerer: Answerer, task: Task, rows: Sequence[Example], seed: int, partition: str) -> Result:

@@ -65,14 +65,14 @@ class Host:
             expected, ours = self.fingerprint.get(name), getattr(model.config, name, None)
             require(
                 ours == expected,
-                f"{what} was made for an LLM with {name} {expected}, but this one has {ours}; give it {self.llm}",
+                f"{what}: made for an LLM with {name} {expected}, but this one has {ours}; give {self.llm}",
             )
         weights = dict(model.named_parameters())
         for name, values in self.fingerprint.get("probes", {}).items():
             found = weights.get(name)
             require(
                 found is None or not found.is_floating_point() or _close(_values(found), values),
-                f"{what} was made for {self.llm}, but this LLM of the same architecture has other weights ({name}); "
+                f"{what}: made for {self.llm}, but this LLM of the same architecture has other weights ({name}); "
                 "give it the one that it was made for",
             )
 
