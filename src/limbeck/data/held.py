@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from limbeck.core.batch import Batch
+from limbeck.core.check import require
 from limbeck.data.stream import Batches
 
 
@@ -26,7 +27,8 @@ def hold_out(stream: Batches, share: float = 0.05, most: int = 16) -> Split:
 
     A stream with rows for fewer than four batches is not parted: it is measured on what it is trained on.
     """
-    rows, size = list(stream.rows), stream.batch
+    require(stream.size, "an endless stream has no last rows to hold out; measure on a stream of its own")
+    rows, size = [stream.rows[i] for i in range(stream.size or 0)], stream.batch
     count = min(max(1, int(len(rows) * share) // size), most)
     parted = len(rows) >= 4 * size
     cut = len(rows) - count * size if parted else len(rows)
