@@ -80,6 +80,22 @@ def test_the_model_stops_when_every_answer_is_complete(model, ids):
     assert len(steps) <= 3  # the prefix, and two tokens
 
 
+def test_a_stop_of_white_space_is_seen_at_once(model, ids):
+    lm, prompt, steps = model("llama"), ids(4), []
+    first = generate(lm, Letters(), None, [prompt], new_tokens=2, stop=())[0]
+
+    class Newline(Letters):
+        def batch_decode(self, rows, skip_special_tokens=True):
+            return [text.replace(first[1], "\n") for text in super().batch_decode(rows)]
+
+    handle = lm.model.register_forward_hook(lambda *args: steps.append(1))
+    try:
+        assert generate(lm, Newline(), None, [prompt], new_tokens=20) == [first[0]]
+    finally:
+        handle.remove()
+    assert len(steps) == 2
+
+
 def test_the_model_s_own_end_is_kept_out(model, ids):
     lm, prompt = model("gpt2"), ids(4)
     whole = generate(lm, Letters(), None, [prompt], new_tokens=6, stop=())[0]

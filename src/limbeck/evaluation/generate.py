@@ -63,7 +63,7 @@ def _continue(read: Prefix, prompts: Tensor, new_tokens: int, tokenizer: Any, st
 
         def stopped(ids: Tensor, scores: Any, **settings: Any) -> Tensor:
             texts = tokenizer.batch_decode(ids[:, given:], skip_special_tokens=True)
-            return torch.tensor([_until(text, stop) != text.strip() for text in texts], device=ids.device)
+            return torch.tensor([any(mark in text.lstrip() for mark in stop) for text in texts], device=ids.device)
 
         settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": new_tokens, "pad_token_id": pad}
         return lm.generate(**args, **settings, stopping_criteria=[stopped])[:, given:]
