@@ -101,17 +101,17 @@ def _result(name: str, answerer: Answerer, task: Task, rows: Sequence[Example], 
 
 
 def result_table(results: Sequence[Result], title: str = "Contexts compared") -> Table:
-    """Rows are contexts; columns are partitions (mean over tasks, spread over seeds) and costs per query."""
-    table = Table(title, "context")
-    names = list(dict.fromkeys(r.context for r in results))
-    for name in names:
-        mine = [r for r in results if r.context == name]
-        for partition in dict.fromkeys(r.partition for r in results):
-            table.add(name, partition or "score", _by_seed([r for r in mine if r.partition == partition]))
-        table.add(name, "positions", fmean(r.positions for r in mine))
-        table.add(name, "prefill MFLOP", fmean(r.flops for r in mine) / 1e6)
-        table.add(name, "KV kB", fmean(r.cache_bytes for r in mine) / 1e3)
-        table.add(name, "ms per query", fmean(r.seconds for r in mine) * 1e3)
+    """Columns are contexts; rows, for each partition, its score (mean over tasks, spread over seeds) and its costs."""
+    table = Table(title, "partition")
+    for partition in dict.fromkeys(r.partition for r in results):
+        for name in dict.fromkeys(r.context for r in results):
+            mine = [r for r in results if (r.context, r.partition) == (name, partition)]
+            row = partition or "score"
+            table.add(row, name, _by_seed(mine))
+            table.add(f"{row} positions", name, fmean(r.positions for r in mine))
+            table.add(f"{row} MFLOP", name, fmean(r.flops for r in mine) / 1e6)
+            table.add(f"{row} KV kB", name, fmean(r.cache_bytes for r in mine) / 1e3)
+            table.add(f"{row} ms", name, fmean(r.seconds for r in mine) * 1e3)
     return table
 
 

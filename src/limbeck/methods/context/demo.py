@@ -74,7 +74,7 @@ def main_demo(cfg: Config) -> Path:
     save_vectors(run.out, distiller, example, demonstrations(example, cfg.shots, cfg.seed))
     worked = [item for tasks in tests.values() for item in worked_examples(tasks, results, cfg)][: cfg.worked]
     sections = [Text("What this shows", ABOUT), results_table(table, COSTS), Examples("Worked examples", worked)]
-    metrics = {f"{column} {name}": values[0] for name, row in table.cells.items() for column, values in row.items()}
+    metrics = {name: {c: values[0] for c, values in row.items()} for name, row in table.cells.items()}
     return run.finish(distiller, None, metrics, sections, "the language model that ships with limbeck")
 
 
@@ -131,8 +131,8 @@ writes 16 vectors that the same model reads instead; CE only is the same distill
 No test task was in anybody's training, neither the language model's nor the distillers'. The training tasks are those \
 of the partition hr_to_lr: locales with much text and no amounts of money."""
 
-COSTS = """Scores are accuracy, or macro-F1 where a task is classification, averaged over tasks. Positions, prefill \
-and KV cache are what the context costs each query; latency is per query, the context read once. One seed: \
-claims/mend.py has three, and intervals."""
+COSTS = """Scores are accuracy, or macro-F1 where a task is classification, averaged over tasks. Per query: positions \
+that the context takes, operations (MFLOP) to read context and query without a cache, key-value cache (KV kB), and \
+milliseconds with the context read once. One seed: claims/mend.py has three."""
 
 COMMANDS = {"demo": main_demo}
