@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -24,15 +25,20 @@ KINDS = ("Unigram", "WordPiece", "BPE", "WordLevel")
 State = dict[str, Any]
 
 
-def backend_state(tokenizer: Any) -> State:
-    """The tokenizer's JSON. Raises ``LimbeckError`` for one that has none, or whose kind is not in ``KINDS``."""
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if not hasattr(backend, "to_str"):
+def backend(tokenizer: Any) -> Any:
+    """The tokenizer's engine, of the tokenizers library. Raises ``LimbeckError`` for a tokenizer without one."""
+    engine: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if not hasattr(engine, "to_str"):
         raise LimbeckError(
             f"trimming needs a fast tokenizer, one with a tokenizer.json, but got {type(tokenizer).__name__}; "
             "convert it to the tokenizers library's format first"
         )
-    state = json.loads(backend.to_str())
+    return engine
+
+
+def backend_state(tokenizer: Any) -> State:
+    """The tokenizer's JSON. Raises ``LimbeckError`` if it has none, or is of a kind that is not in ``KINDS``."""
+    state = json.loads(backend(tokenizer).to_str())
     one_of(state["model"]["type"], KINDS, "kind of tokenizer")
     return state
 
@@ -113,15 +119,21 @@ def trim_tokenizer(tokenizer: Any, keep: Iterable[int], alphabet: bool = True) -
     Tokens are numbered by rank of their old ids, the tokenizer model's own before those added outside of it. What is
     kept beside ``keep``: ``essential_ids`` and the ``closure`` of BPE merges. The original is not changed.
     """
-    state = backend_state(tokenizer)
-    kept = closure(state, set(keep) | essential_ids(state, alphabet))
+    text, order, tokens = _plan(backend_state(tokenizer), set(keep), alphabet)
+    small = _rewrapped(tokenizer, text)
+    _check_numbering(small, tokens)
+    return small, order
+
+
+def _plan(state: State, keep: set[int], alphabet: bool) -> tuple[str, list[int], list[str]]:
+    """The JSON of the small tokenizer, its old ids in order, and its tokens; all else is freed, for it is large."""
+    kept = closure(state, keep | essential_ids(state, alphabet))
     tokens = {i: token for token, i in token_ids(state).items()}
-    require(kept <= tokens.keys(), f"keep: {min(kept - tokens.keys(), default=0)} is not the id of a token")
+    strange = min(kept - tokens.keys(), default=None)
+    require(strange is None, f"keep: {strange} is not the id of a token")
     own = set(range(len(vocab))) if isinstance(vocab := state["model"]["vocab"], list) else set(vocab.values())
     order = sorted(kept & own) + sorted(kept - own)
-    small = _rewrapped(tokenizer, renumbered(state, order))
-    _check_numbering(small, [tokens[i] for i in order])
-    return small, order
+    return json.dumps(renumbered(state, order)), order, [tokens[i] for i in order]
 
 
 def renumbered(state: State, order: Sequence[int]) -> State:
@@ -173,14 +185,15 @@ def _post_processor(part: State | None, new: Mapping[int, int]) -> State | None:
     return part
 
 
-def _rewrapped(tokenizer: Any, state: State) -> Any:
+def _rewrapped(tokenizer: Any, text: str) -> Any:
     """The same kind of tokenizer around another JSON, by way of a folder: so it is what a later load gives."""
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, models
 
     shell = copy.copy(tokenizer)
-    shell._tokenizer = Tokenizer.from_str(json.dumps(state))
+    shell._tokenizer = Tokenizer(models.BPE())  # saved and then written over: the large one need not be saved
     with TemporaryDirectory() as folder:
         shell.save_pretrained(folder)
+        Path(folder, "tokenizer.json").write_text(text, encoding="utf-8")
         small = type(tokenizer).from_pretrained(folder)
     small.name_or_path = tokenizer.name_or_path
     return small

@@ -18,7 +18,7 @@ CHUNK = 4096  # rows that are compared at a time, so that a check costs little m
 
 @torch.no_grad()
 def check_same_logits(
-    model: Any, tokenizer: Any, small: Any, small_tokenizer: Any, texts: Iterable[str], most: int = 8, length: int = 32
+    model: Any, tokenizer: Any, small: Any, small_tokenizer: Any, texts: Iterable[str], most: int = 8, length: int = 16
 ) -> int:
     """Verify a trimmed model against its original: bit-equal on kept tokens, or ``LimbeckError``.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from limbeck.core.check import require
 from limbeck.students.rows import ids_below_padding, named_ids, table_rows, vocabulary_tensors, with_rows
-from limbeck.students.tokenizers import backend_state, trim_tokenizer
+from limbeck.students.tokenizers import backend, trim_tokenizer
 
 
 def count_tokens(
@@ -104,28 +104,30 @@ def trim_vocabulary(model: Any, tokenizer: Any, keep: Iterable[int], alphabet: b
 
 
 def _tokens_to_keep(model: Any, tokenizer: Any, keep: set[int]) -> set[int]:
-    backend_state(tokenizer)  # refuses one that cannot be edited
-    rows, ids = table_rows(model), set(tokenizer.get_vocab().values())
+    engine, rows = backend(tokenizer), table_rows(model)
+    size = engine.get_vocab_size(with_added_tokens=True)
     require(
-        max(ids) < rows,
-        f"the tokenizer has {max(ids) + 1} tokens, but the model's table only {rows} rows; give this model's tokenizer",
+        size <= rows,
+        f"the tokenizer has {size} tokens, but the model's table only {rows} rows; give this model's tokenizer",
     )
     strange = next((i for i in keep if not 0 <= i < rows), None)
     require(strange is None, f"keep: expected ids from 0 to {rows - 1}, but got {strange}")
-    return (keep | named_ids(model) | ids_below_padding(model)) & ids
+    wanted = keep | named_ids(model) | ids_below_padding(model)
+    return {i for i in wanted if engine.id_to_token(i) is not None}
 
 
 def rows_without_token(model: Any, tokenizer: Any) -> list[int]:
     """Rows that the model's configuration names though the tokenizer has no token there; they are kept at the end."""
-    return sorted(named_ids(model) - set(tokenizer.get_vocab().values()))
+    return sorted(i for i in named_ids(model) if backend(tokenizer).id_to_token(i) is None)
 
 
 def kept_rows(model: Any, tokenizer: Any, small_tokenizer: Any) -> list[int]:
     """For every row of the trimmed model, the row of ``model`` that it was."""
-    old, new = tokenizer.get_vocab(), small_tokenizer.get_vocab()
-    strange = next((token for token in new if token not in old), None)
+    new, old = backend(small_tokenizer).get_vocab(), backend(tokenizer)
+    rows = {place: old.token_to_id(token) for token, place in new.items()}
+    strange = next((token for token, place in new.items() if rows[place] is None), None)
     require(strange is None, f"{strange!r} is in the small tokenizer, but not in the one it should be trimmed from")
-    return [old[token] for token in sorted(new, key=new.__getitem__)] + rows_without_token(model, tokenizer)
+    return [rows[place] for place in sorted(rows)] + rows_without_token(model, tokenizer)
 
 
 def table_sizes(model: Any) -> dict[str, int]:
