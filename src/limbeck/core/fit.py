@@ -72,9 +72,10 @@ def fit(
                 found = Keeper(stage, folder, accelerator, feed).load(None, finished=True)
                 require(found, f"{folder} is marked as done, but has no checkpoint; delete it to train anew")
                 return read_json(folder / "done")
-            return _Run(stage, folder, accelerator, feed).run()
+            summary = _Run(stage, folder, accelerator, feed).run()
+            unshard(stage.train)  # all processes together, so not where one of them has failed
+            return summary
         finally:
-            unshard(stage.train)
             for module in stage.train.values():
                 module.eval()
                 module.zero_grad(set_to_none=True)
@@ -102,8 +103,8 @@ class _Run:
         self.at = self.keeper.load(self.optimizer) or Progress()
         self.saved, self.saved_at = self.at.step, time.monotonic()
         self.pending: list[Record] = []
-        writes = folder is not None and accelerator.is_main_process
-        self.metrics = Metrics(folder / "metrics.jsonl", self.at.step) if folder is not None and writes else None
+        logs = folder / "metrics.jsonl" if folder is not None and accelerator.is_main_process else None
+        self.metrics = None if logs is None else Metrics(logs, self.at.step)
 
     def run(self) -> dict[str, float]:
         """Train to the end."""
