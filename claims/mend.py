@@ -17,12 +17,14 @@ Claims, on the mean over partitions and seeds:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from common import HERE, spread, summary, verdict, write_result
 
 from limbeck.atlas.tasks import PARTITIONS, partition
@@ -48,10 +50,18 @@ def cell(name: str, seed: int, args: argparse.Namespace) -> list[Result]:
         distillers[variant] = open_distiller(start, lm, mend.LLM, tokenizer)
         stream = episode_stream(distillers[variant], part.train, args.batch, args.shots, seed, noise=noise)
         cfg = mend.Config(seed=seed, steps=args.steps, batch=args.batch, lr=args.lr, shots=args.shots, kd=kd)
-        mend.mend(lm, distillers[variant], None, stream, cfg)
+        mend.mend(lm, distillers[variant], None, stream, cfg, None, Accelerator(mixed_precision=args.precision))
     tuning = prompt_tuning.Config(args.length, args.prompt_steps, 8, args.prompt_lr, seed)
     contexts = all_contexts(lm, tokenizer, distillers, tuning)
     return compare(contexts, part.test, args.shots, (seed,), args.queries, name)
+
+
+def finished(path: Path, settings: dict[str, Any], work: Callable[[], list[Result]]) -> list[dict[str, Any]]:
+    """The results of a cell: those in its file if they come from the same settings, else new ones."""
+    if not path.exists() or read_json(path)["settings"] != settings:
+        write_json(path, {"settings": settings, "results": [asdict(result) for result in work()]})
+        print(f"finished {path.stem}", flush=True)
+    return read_json(path)["results"]
 
 
 def row(results: list[dict], context: str, seed: int) -> dict[str, Any]:
@@ -94,24 +104,25 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, default=Path("runs/claims/mend"), help="folder for finished cells")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--partitions", nargs="+", default=list(PARTITIONS))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--train-tasks", type=int, default=200)
-    parser.add_argument("--test-tasks", type=int, default=8)
-    parser.add_argument("--queries", type=int, default=32)
+    parser.add_argument("--test-tasks", type=int, default=6)
+    parser.add_argument("--queries", type=int, default=30)
     parser.add_argument("--prompt-steps", type=int, default=100)
     parser.add_argument("--prompt-lr", type=float, default=3e-3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    paths = {(s, p): args.cells / f"{p}-{s}.json" for s in args.seeds for p in args.partitions}
-    for (seed, name), path in paths.items():
-        if not path.exists():
-            write_json(path, [asdict(result) for result in cell(name, seed, args)])
-            print(f"finished {path.stem}", flush=True)
-    results = [result for path in paths.values() for result in read_json(path)]
+    free = ("out", "cells", "seeds", "partitions")
+    settings = {key: value for key, value in vars(args).items() if key not in free}
+    results: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        for name in args.partitions:
+            results += finished(args.cells / f"{name}-{seed}.json", settings, lambda n=name, s=seed: cell(n, s, args))
     rows = [
         row(results, context, seed) for context in dict.fromkeys(r["context"] for r in results) for seed in args.seeds
     ]
@@ -120,7 +131,7 @@ def main() -> None:
         "claim": "vectors written by a distiller replace demonstrations of tasks that nobody trained on",
         "verdict": verdict(found),
         "checks": found,
-        "settings": {key: value for key, value in vars(args).items() if key not in ("out", "cells")},
+        "settings": settings,
         "summary": summary(rows),
         "rows": rows,
     }
