@@ -33,7 +33,7 @@ BACKBONE = mend.LLM  # the distiller starts as a copy of the language model, whi
 
 
 def documents(count: int, seed: int) -> list[str]:
-    """A quarter paragraphs, the rest pages of 16 to 24 lines' worth of one task."""
+    """A quarter paragraphs, the rest pages of 14 to 20 lines' worth of one task."""
     rng = Random(f"documents {seed}")
     by_kind: dict[str, list[kinds.Spec]] = {}
     for spec in tasks.specs():
@@ -46,7 +46,7 @@ def _document(rng: Random, by_kind: dict[str, list[kinds.Spec]]) -> str:
     kind = rng.choice(("text", *PAGES))
     if kind == "text":
         return " ".join(corpora.documents(rng.choice(kinds.LOCALES), 2, rng.randrange(10**6)))
-    pairs = rng.choice(by_kind[kind]).pairs(rng, rng.randint(16, 24))
+    pairs = rng.choice(by_kind[kind]).pairs(rng, rng.randint(14, 20))
     return "".join(f"{x}{ANSWER}{y}{BETWEEN}" for _, x, y in pairs)
 
 
@@ -89,11 +89,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", choices=("distiller", "distiller-untaught"), help="train one of the two")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--batch", type=int, default=16, help="documents per step")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=12, help="documents per step")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--length", type=int, default=16, help="vectors")
-    parser.add_argument("--documents", type=int, default=12_000)
+    parser.add_argument("--documents", type=int, default=6000)
     parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
