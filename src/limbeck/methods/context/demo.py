@@ -73,7 +73,8 @@ def main_demo(cfg: Config) -> Path:
     example = tests[JUDGED[0]][0]
     save_vectors(run.out, distiller, example, demonstrations(example, cfg.shots, cfg.seed))
     worked = [item for tasks in tests.values() for item in worked_examples(tasks, results, cfg)][: cfg.worked]
-    sections = [Text("What this shows", ABOUT), results_table(table, COSTS), Examples("Worked examples", worked)]
+    shown = Examples("Worked examples", worked, f"The first query of a task; of its {cfg.shots} demonstrations, four.")
+    sections = [Text("What this shows", ABOUT), results_table(table, COSTS), shown]
     metrics = {name: {c: values[0] for c, values in row.items()} for name, row in table.cells.items()}
     return run.finish(distiller, None, metrics, sections, "the language model that ships with limbeck")
 
