@@ -259,6 +259,19 @@ def test_derivation_passes_through_what_bpe_passes_through():
     assert derivation("ab", inside, prefix="##") == {"a", "##b", "ab"}
 
 
+def test_words_that_no_merges_lead_to_stay_where_merges_are_ignored():
+    """Tokenizers converted from tiktoken take a word that stands in the vocabulary whole, whatever the merges."""
+    vocab = {token: i for i, token in enumerate(["a", "b", "c", "ab", "abc", "bc", "cab", "d"])}
+    merges = [("a", "b"), ("b", "c"), ("c", "ab")]
+    backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert tokenizer.tokenize("abc cab ccab") == ["abc", "cab", "c", "cab"]
+    small, order = trim_tokenizer(tokenizer, np.array([vocab["abc"], vocab["cab"], vocab["c"]]))
+    assert [list(vocab)[i] for i in order] == ["a", "b", "c", "ab", "abc", "cab"]
+    assert small.tokenize("abc cab ccab") == ["abc", "cab", "c", "cab"]
+
+
 def test_essentials_name_the_unknown_token_even_if_it_is_not_special():
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "?": 1, "b": 2}, unk_token="?"))

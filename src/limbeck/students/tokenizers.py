@@ -119,7 +119,7 @@ def trim_tokenizer(tokenizer: Any, keep: Iterable[int], alphabet: bool = True) -
     Tokens are numbered by rank of their old ids, the tokenizer model's own before those added outside of it. What is
     kept beside ``keep``: ``essential_ids`` and the ``closure`` of BPE merges. The original is not changed.
     """
-    text, order, tokens = _plan(backend_state(tokenizer), set(keep), alphabet)
+    text, order, tokens = _plan(backend_state(tokenizer), {int(i) for i in keep}, alphabet)
     small = _rewrapped(tokenizer, text)
     _check_numbering(small, tokens)
     return small, order

@@ -93,7 +93,7 @@ def trim_vocabulary(model: Any, tokenizer: Any, keep: Iterable[int], alphabet: b
 
     Raises ``LimbeckError`` if the two do not fit, the tokenizer cannot be edited, or nothing would be removed.
     """
-    tokens = _tokens_to_keep(model, tokenizer, set(keep))
+    tokens = _tokens_to_keep(model, tokenizer, {int(i) for i in keep})
     small_tokenizer, order = trim_tokenizer(tokenizer, tokens, alphabet)
     rows = [*order, *rows_without_token(model, tokenizer)]
     require(
