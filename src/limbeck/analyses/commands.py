@@ -35,7 +35,7 @@ class LoyaltyOf:
 
 
 class Predictions(NamedTuple):
-    """One file: names of the classes (empty for scores), numbers n c or n, and the true classes where they are known."""
+    """One file: the classes' names (none for scores), numbers n c or n, and the true classes where known."""
 
     classes: list[str]
     values: Tensor

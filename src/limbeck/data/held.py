@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from limbeck.core.batch import Batch
+import torch
+
+from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import require
 from limbeck.data.stream import Batches
 
@@ -20,6 +22,10 @@ class Split(NamedTuple):
     def name(self) -> str:
         """What the measured rows are, for metrics and tables."""
         return "held_out" if self.held_out else "training_rows"
+
+    def on(self, device: torch.device) -> list[Batch]:
+        """The batches to measure on, on ``device``."""
+        return [to_device(batch, device) for batch in self.batches]
 
 
 def hold_out(stream: Batches, share: float = 0.05, most: int = 16) -> Split:

@@ -161,10 +161,11 @@ def main(cfg: Config) -> Path:
     split = hold_out(text_batches(texts, tokenizer, cfg.length, cfg.batch, cfg.seed))
     check_pair(student, teacher, cfg)
     run = begin(cfg, "minilm")
-    compare = distill_step(*sources(student.eval(), freeze(teacher), cfg))
-    before = measure(compare, split.batches)
+    device = run.accelerator.device
+    compare = distill_step(*sources(student.eval().to(device), freeze(teacher).to(device), cfg))
+    before = measure(compare, split.on(device))
     said = minilm(student, teacher, split.stream, cfg, run.stage_dir, run.accelerator)
-    after = measure(compare, split.batches)
+    after = measure(compare, split.on(device))
     metrics = {**said, split.name: after, "before": before}
     return run.finish(student, tokenizer, metrics, [_table(before, after, split.name)])
 

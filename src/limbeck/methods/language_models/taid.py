@@ -206,10 +206,13 @@ def main(cfg: Config) -> Path:
     student = load_student(cfg.student, teacher, tokenizer, "causal")
     split = hold_out(batches(cfg, tokenizer))
     run = begin(cfg, "taid")
-    compare = distill_step(model_source(student.eval()), model_source(freeze(teacher)), agreement())
-    before = measure(compare, split.batches)
+    device = run.accelerator.device
+    compare = distill_step(
+        model_source(student.eval().to(device)), model_source(freeze(teacher).to(device)), agreement()
+    )
+    before = measure(compare, split.on(device))
     metrics = taid(student, teacher, split.stream, cfg, run.stage_dir, run.accelerator)
-    after = measure(compare, split.batches)
+    after = measure(compare, split.on(device))
     measured = {**metrics, split.name: after, "before": before}
     return run.finish(student, tokenizer, measured, [_table(before, after, split.name)])
 

@@ -169,10 +169,12 @@ def main(cfg: Config) -> Path:
     split = hold_out(mlm_batches(texts, tokenizer, cfg.length, cfg.batch, cfg.seed, cfg.masking))
     mean_teacher(list(teachers.values()), cfg)  # refuses weights that do not belong to the teachers
     run = begin(cfg, "romanian_multi_teacher")
-    says = {name: model_source(teacher) for name, teacher in teachers.items()}
-    before = masked_loyalty(model_source(student), says, split.batches, cfg.weights or None)
+    device = run.accelerator.device
+    says = {name: model_source(teacher.to(device)) for name, teacher in teachers.items()}
+    asked = (model_source(student.to(device)), says, split.on(device), cfg.weights or None)
+    before = masked_loyalty(*asked)
     said = romanian_multi_teacher(student, list(teachers.values()), split.stream, cfg, run.stage_dir, run.accelerator)
-    after = masked_loyalty(model_source(student), says, split.batches, cfg.weights or None)
+    after = masked_loyalty(*asked)
     metrics = {**said, split.name: after, "before": before}
     return run.finish(student, tokenizer, metrics, [_table(before, after, split.name)], base_model=next(iter(teachers)))
 
