@@ -73,8 +73,8 @@ class Config(Run):
     """Softens teachers and student; DistilBERT."""
     masking: float = 0.15
     """Share of tokens to predict; BERT and DistilBERT."""
-    steps: int = 300
-    """Optimizer steps; 300 suit the atlas, the paper trains for epochs of 60 GB."""
+    steps: int = 200
+    """Optimizer steps; 200 suit the atlas, the paper trains for epochs of 60 GB."""
     batch: int = 32
     """Rows per batch."""
     length: int = 96
