@@ -120,14 +120,16 @@ def _by_seed(results: Sequence[Result]) -> list[float]:
     return [fmean(r.score for r in results if r.seed == seed) for seed in dict.fromkeys(r.seed for r in results)]
 
 
-def split_tasks(tasks: Sequence[Task], name: str, folder: Path) -> Split:
+def split_tasks(tasks: Sequence[Task], name: str, folder: Path, judges: Sequence[Task] | None = None) -> Split:
     """The partition ``name`` of a folder of tasks: "all", or a file ``{"train": [...], "test": [...]}`` of task names.
 
     The file is ``partitions/<name>.json`` or ``config/<name>.json`` in the folder or beside it (MetaICL's ``config``).
-    "all" trains on every task that has training rows and judges every task that has test or dev rows.
+    "all" trains on every task that has training rows and judges every task that has test or dev rows. ``judges``: the
+    tasks with the rows to judge by, where those are other files than the ones to train on.
     """
+    judges = tasks if judges is None else judges
     if name == "all":
-        return Split(name, [t for t in tasks if t.train], [t for t in tasks if t.test or t.dev])
+        return Split(name, [t for t in tasks if t.train], [t for t in judges if t.test or t.dev])
     places = [base / kind / f"{name}.json" for base in (folder, folder.parent) for kind in ("partitions", "config")]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
@@ -139,7 +141,7 @@ def split_tasks(tasks: Sequence[Task], name: str, folder: Path) -> Split:
     )
     both = sorted(set(said["train"]) & set(said["test"]))
     require(not both, f"{path}: {both[:1]} is in train and in test; a task belongs to one of them")
-    return Split(name, *(_named(tasks, said[part], path) for part in ("train", "test")))
+    return Split(name, _named(tasks, said["train"], path), _named(judges, said["test"], path))
 
 
 def _named(tasks: Sequence[Task], names: Sequence[str], path: Path) -> list[Task]:

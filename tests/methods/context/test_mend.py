@@ -25,7 +25,7 @@ from limbeck.core.learn import count_units
 from limbeck.core.terms import Clock
 from limbeck.evaluation.score import score_options
 from limbeck.losses.divergence import forward_kl
-from limbeck.methods.context.mend import Config, first_goal, main, mend, mend_step, second_goal, settled
+from limbeck.methods.context.mend import Config, first_goal, main, mend, mend_step, second_goal, settled, tasks
 from limbeck.objectives.tokens import soft
 from limbeck.sources.views import compressed_context, full_context
 
@@ -287,7 +287,7 @@ def test_from_files_to_answers(kind: str, tmp_path: Path) -> None:
     """A random LM and a narrower one on disk, own data: trains both stages, saves, loads, scores."""
     llm = tiny_llms.save(kind, tmp_path / "llm")
     small = tiny_llms.save(kind, tmp_path / "small", width=8, layers=1, seed=1)
-    tasks = tiny_llms.write_tasks(tmp_path / "tasks")
+    data = tiny_llms.write_tasks(tmp_path / "tasks")
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(["good bad", *(" ".join(tiny_llms.WORDS) for _ in range(9))]))
     cfg = Config(
@@ -295,7 +295,7 @@ def test_from_files_to_answers(kind: str, tmp_path: Path) -> None:
         llm=str(llm),
         distiller=str(small),
         pretrain=str(corpus),
-        tasks=tasks,
+        tasks=data,
         length=4,
         shots=4,
         pretrain_steps=4,
@@ -325,19 +325,35 @@ def test_from_files_to_answers(kind: str, tmp_path: Path) -> None:
     assert json.loads((out / "metrics.json").read_text())["score MEND"] == metrics["score MEND"]
 
 
+def test_metaicl_keeps_other_files_to_train_on_and_to_judge_by(tmp_path: Path) -> None:
+    taste, tone = tiny_llms.task("taste", rows=20), tiny_llms.task("tone", rows=4)
+    for split, rows in {"taste_99_100_train": taste.train, "taste_99_100_dev": taste.dev}.items():
+        tiny_llms.write_rows(tmp_path / f"{split}.jsonl", rows)
+    for seed in (13, 100):
+        tiny_llms.write_rows(tmp_path / f"tone_4_{seed}_train.jsonl", tone.train)
+        tiny_llms.write_rows(tmp_path / f"tone_4_{seed}_test.jsonl", tone.test)
+    (tmp_path / "partitions").mkdir()
+    (tmp_path / "partitions" / "p.json").write_text('{"train": ["taste"], "test": ["tone"]}')
+    cfg = Config(tasks=tmp_path, partition="p", file_shots=99, file_seed=100, shots=4)
+    split = tasks(cfg)
+    assert [len(task.train) for task in (*split.train, *split.test)] == [20, 4]
+    with pytest.raises(LimbeckError, match="choose with seed and shots"):
+        tasks(Config(tasks=tmp_path, partition="p", shots=4))
+
+
 def test_mistakes_are_told_before_anything_is_written(tmp_path: Path) -> None:
     llm = str(tiny_llms.save("gpt2", tmp_path / "llm"))
-    tasks, out = tiny_llms.write_tasks(tmp_path / "tasks"), tmp_path / "out"
+    data, out = tiny_llms.write_tasks(tmp_path / "tasks"), tmp_path / "out"
     with pytest.raises(LimbeckError, match="--llm needs --distiller"):
-        main(Config(out=out, llm=llm, tasks=tasks))
+        main(Config(out=out, llm=llm, tasks=data))
     with pytest.raises(LimbeckError, match="cannot load the language model"):
-        main(Config(out=out, llm=str(tmp_path / "nothing"), distiller=llm, tasks=tasks))
+        main(Config(out=out, llm=str(tmp_path / "nothing"), distiller=llm, tasks=data))
     with pytest.raises(LimbeckError, match=r"expected the file .*tasks/partitions/hr_to_lr\.json"):
-        main(Config(out=out, llm=llm, distiller=llm, tasks=tasks, length=4, partition="hr_to_lr"))
+        main(Config(out=out, llm=llm, distiller=llm, tasks=data, length=4, partition="hr_to_lr"))
     with pytest.raises(LimbeckError, match="12 training rows, but 16 demonstrations and a query need 17"):
-        main(Config(out=out, llm=llm, distiller=llm, tasks=tasks, length=4))
+        main(Config(out=out, llm=llm, distiller=llm, tasks=data, length=4))
     short = tmp_path / "short.txt"
     short.write_text("good\nbad\n")
     with pytest.raises(LimbeckError, match="all 2 documents of the corpus are too short"):
-        main(Config(out=out, llm=llm, distiller=llm, tasks=tasks, length=4, shots=4, pretrain=str(short)))
+        main(Config(out=out, llm=llm, distiller=llm, tasks=data, length=4, shots=4, pretrain=str(short)))
     assert not out.exists()

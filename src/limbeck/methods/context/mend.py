@@ -35,7 +35,7 @@ from limbeck.core.signals import Signals
 from limbeck.core.stage import Objective, Optim, Stage, Step, distill_step, freeze
 from limbeck.data.read import read_text
 from limbeck.data.stream import Batches
-from limbeck.data.tasks import read_tasks
+from limbeck.data.tasks import read_tasks, seeds
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.results import results_table
@@ -115,7 +115,7 @@ class Config(Run):
     llm_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen LLM; released code: int8."""
     judged: int = 8
-    """Test tasks to judge the distiller on afterwards; a choice."""
+    """Test tasks to judge the distiller on afterwards, 0 for none; a choice."""
     queries: int = 32
     """Queries per judged task; a choice."""
 
@@ -193,9 +193,11 @@ def main(cfg: Config) -> Path:
     said = mend(lm, distiller, pretrain, meta, full, run.stage_dir, run.accelerator)
     contexts = makers(lm, tokenizer, {"MEND": distiller})
     results = compare(contexts, split.test[: full.judged], full.shots, (full.seed,), full.queries, split.name)
-    table = result_table(results, f"Test tasks, {full.shots} demonstrations")
-    table.print()
-    return run.finish(distiller, None, {**said, **notes, **scores(results)}, [results_table(table)], full.llm or LLM)
+    tables = [result_table(results, f"Test tasks, {full.shots} demonstrations")] if results else []
+    for table in tables:
+        table.print()
+    measured = {**said, **notes, **scores(results)}
+    return run.finish(distiller, None, measured, [results_table(t) for t in tables], full.llm or LLM)
 
 
 def first_distiller(cfg: Config, lm: Any, tokenizer: Any) -> Distiller:
@@ -217,12 +219,13 @@ def corpus(cfg: Config, distiller: Distiller) -> tuple[Batches | None, dict[str,
 
 
 def tasks(cfg: Config) -> Split:
-    """The tasks that train and those that judge; the latter with ``cfg.shots`` demonstrations at least."""
+    """The tasks that train and those that judge; MetaICL has other files for the two."""
     if cfg.tasks is None:
         found = atlas_partition(cfg.partition or "held_out_task", train_tasks=300, seed=cfg.seed)
         return Split(found.name, found.train, found.test)
-    read = read_tasks(cfg.tasks, cfg.file_seed, cfg.file_shots)
-    return split_tasks(read, cfg.partition or "all", cfg.tasks)
+    train, numbered = read_tasks(cfg.tasks, cfg.file_seed, cfg.file_shots), seeds(cfg.tasks)
+    judges = read_tasks(cfg.tasks, numbered[0], cfg.shots) if numbered and cfg.judged else train
+    return split_tasks(train, cfg.partition or "all", cfg.tasks, judges)
 
 
 def scores(results: Sequence[Result]) -> dict[str, float]:
