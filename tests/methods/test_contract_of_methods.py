@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 from limbeck.core.batch import IGNORE, Batch, next_token_batch
 from limbeck.methods.encoders import minilm
 from limbeck.methods.language_models import taid
-from limbeck.methods.multilingual import romanian_multi_teacher
+from limbeck.methods.multilingual import romanian_multi_teacher, vocab_trim
 from limbeck.students.layers import keep_layers
 
 VOCABULARY, ROWS, LENGTH = 19, 8, 7
@@ -79,6 +79,20 @@ def romanian_stage(seed: int):
     return stage
 
 
+def healing_stage(seed: int):
+    torch.manual_seed(seed)
+    keep = list(range(12))
+    small = LlamaForCausalLM(LlamaConfig(**{**sizes(), "vocab_size": len(keep)}))
+    stream = [
+        {"ids": ids % len(keep), "mask": mask, "aligned": mask, "teacher_ids": ids, "teacher_mask": mask}
+        | {"teacher_aligned": mask}
+        for ids, mask in ids_and_mask(seed)
+    ]
+    cfg = vocab_trim.Config(heal=8, seed=seed)
+    (stage,) = stages_of(vocab_trim, lambda: vocab_trim.heal(small, outspoken(llama()), keep, stream, cfg))
+    return stage
+
+
 CASES = [
     Case("taid", taid_stage),
     Case("taid with a hard loss", lambda seed: taid_stage(seed, hard=0.5)),
@@ -86,6 +100,7 @@ CASES = [
     Case("minilm", minilm_stage),
     Case("minilm version 2", lambda seed: minilm_stage(seed, version=2, relation_heads=4)),
     Case("romanian_multi_teacher", romanian_stage),
+    Case("vocab_trim", healing_stage),
 ]
 
 
