@@ -121,8 +121,8 @@ def compare(name: str, steps: int) -> dict[str, float | str]:
         targets = batch["targets"][batch["answer"]]
         return per("answer", cross_entropy(logits(model, batch), targets, reduction="none"))
 
-    with TemporaryDirectory() as folder:
-        fit(Stage(name, step, {"student": model}, turns, steps, Optim(lr=1e-4)), Path(folder))
+    with TemporaryDirectory() as folder:  # with its log; the one checkpoint comes after the last step that is timed
+        fit(Stage(name, step, {"student": model}, turns, steps, Optim(lr=1e-4), save_every=steps), Path(folder))
     same = max(
         (a - b).detach().abs().max().item()
         for a, b in zip(model.parameters(), turns.bare.model.parameters(), strict=True)
