@@ -46,6 +46,30 @@ def load_model(name: str | Path, kind: Kind, dtype: Dtype = "float32") -> tuple[
     return model.eval(), tokenizer
 
 
+def load_as_saved(name: str | Path) -> tuple[Any, Any]:
+    """The model, of the class and in the precision that it was saved in, and the tokenizer in ``name``; in eval mode.
+
+    Raises ``LimbeckError`` if there is no such model, or its files are broken or lack weights.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    where = place(name)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+        saved = transformers.AutoConfig.from_pretrained(where).architectures or ["AutoModel"]
+        auto = getattr(transformers, saved[0])
+        model, info = auto.from_pretrained(where, dtype="auto", output_loading_info=True)
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise LimbeckError(
+            f"cannot load a model and its tokenizer from {str(name)!r}: {reason}; give a folder or a Hub id"
+        ) from None
+    absent = sorted(info["missing_keys"])
+    require(not absent, f"{str(name)!r} holds no weights for {', '.join(absent[:3])}; give a whole checkpoint")
+    return model.eval(), tokenizer
+
+
 def place(name: str | Path) -> str:
     """Where a model named by a folder, a Hub id or ``limbeck:<folder in the package>`` is to be loaded from."""
     text = str(name)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from limbeck.atlas import corpora
-from limbeck.core.check import LimbeckError, require
+from limbeck.core.check import require
 from limbeck.core.fit import fit
 from limbeck.core.stage import Optim, Stage, distill_step, freeze
 from limbeck.data.read import read_text
@@ -39,7 +39,7 @@ from limbeck.report.sections import Curve, Section, Table
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.model import model_source
 from limbeck.sources.vocabulary import elsewhere, kept
-from limbeck.students.load import place
+from limbeck.students.load import load_as_saved
 from limbeck.students.unchanged import check_same_logits
 from limbeck.students.vocabulary import (
     count_tokens,
@@ -161,30 +161,13 @@ def heal(
     return fit(stage, out, engine)
 
 
-def load_whole(name: str) -> tuple[Any, Any]:
-    """Model, of the class and in the precision it was saved in, and tokenizer. Code that comes with it is not run."""
-    import transformers
-
-    where = place(name)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
-        saved = transformers.AutoConfig.from_pretrained(where).architectures or ["AutoModel"]
-        model = getattr(transformers, saved[0]).from_pretrained(where, dtype="auto").eval()
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise LimbeckError(
-            f"cannot load a model and its tokenizer from {name!r}: {reason}; give a folder or Hub id"
-        ) from None
-    return model, tokenizer
-
-
 def main(cfg: Config) -> Path:
     """Trim ``cfg.model`` to the text in ``cfg.data``; writes the small model, its tokenizer and a report."""
     require(cfg.heal >= 0, f"--heal {cfg.heal}: expected a number of steps, 0 or more")
     require(cfg.min_count >= 1, f"--min-count {cfg.min_count}: expected a whole number of at least 1")
     find_record(Path(cfg.out), "vocab_trim", cfg)  # refuses another run's folder before anything is counted
     seed_all(cfg.seed)
-    model, tokenizer = load_whole(cfg.model)
+    model, tokenizer = load_as_saved(cfg.model)
     texts: dict[str, Iterable[str]] = {name: Corpus(name) for name in cfg.data}
     texts = texts or {"atlas (ro)": corpora.sentences("ro", 4000, cfg.seed)}
     small, small_tokenizer, metrics, curve = vocab_trim(model, tokenizer, texts, cfg)
