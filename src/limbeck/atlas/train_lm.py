@@ -145,7 +145,7 @@ def examples(rng: Random, kind: str, step: int) -> list[tuple[str, str]]:
     count = rng.randint(4, 24)
     if kind == "recall":
         return recall(rng, count)
-    spec = _fresh_labels(rng, rng.choice(_seen(kind)))
+    spec = fresh_labels(rng, rng.choice(seen(kind)))
     if step >= REPEATS and kind == "class" and rng.random() < 0.5:
         few = [(x, y) for _, x, y in spec.pairs(rng, rng.randint(3, 8))]
         return rng.choices(few, k=count)
@@ -154,18 +154,19 @@ def examples(rng: Random, kind: str, step: int) -> list[tuple[str, str]]:
 
 def recall(rng: Random, count: int) -> list[tuple[str, str]]:
     """A few pairs of unrelated names, each several times: only having seen the pair before tells its second part."""
-    specs = [rng.choice(_seen("name")) for _ in range(rng.randint(2, max(2, count // 2)))]
+    specs = [rng.choice(seen("name")) for _ in range(rng.randint(2, max(2, count // 2)))]
     drawn = [spec.pairs(rng, 2) for spec in specs]
     pairs = [(two[0][1], two[-1][2]) for two in drawn if two]
     return rng.choices(pairs, k=count)
 
 
 @lru_cache
-def _seen(kind: str) -> list[kinds.Spec]:
+def seen(kind: str) -> list[kinds.Spec]:
+    """The tasks of a kind that are not held out."""
     return [spec for spec in tasks.specs() if spec.kind == kind and not tasks.is_held_out(spec)]
 
 
-def _fresh_labels(rng: Random, spec: kinds.Spec) -> kinds.Spec:
+def fresh_labels(rng: Random, spec: kinds.Spec) -> kinds.Spec:
     """The same task; a classification gets other words for its classes every time, so only the context tells them."""
     if not isinstance(spec, kinds.ClassTask):
         return spec

@@ -80,11 +80,11 @@ def main_demo(cfg: Config) -> Path:
 
 
 def _train(cfg: Config, lm: Any, tokenizer: Any, train: Sequence[Task], kd: float, run: Any) -> Distiller:
-    """The shipped distiller of stage 1 after stage 2, with a teacher (``kd`` 1) or without (0: HyperTuning)."""
+    """The shipped distiller of stage 1 after stage 2, with a teacher (``kd`` 1) or without (0: HyperTuning's loss)."""
     name = "MEND" if kd else "CE only"
     print(f"{name}: stage 2, {cfg.steps} steps of {cfg.batch} episodes", flush=True)
     settings = mend.Config(seed=cfg.seed, steps=cfg.steps, batch=cfg.batch, lr=cfg.lr, shots=cfg.shots, kd=kd)
-    distiller = open_distiller(mend.DISTILLER if kd else mend.UNTAUGHT, lm, mend.LLM, tokenizer, layout="metaicl")
+    distiller = open_distiller(mend.DISTILLER, lm, mend.LLM, tokenizer, layout="metaicl")
     stream = episode_stream(distiller, train, cfg.batch, cfg.shots, cfg.seed)
     mend.mend(lm, distiller, None, stream, settings, run.stage_dir / name.lower().replace(" ", "-"), run.accelerator)
     return distiller
@@ -126,8 +126,8 @@ def worked_examples(tasks: Sequence[Task], results: Sequence[Result], cfg: Confi
 
 ABOUT = """The language model is frozen. Only the demonstrations say what a task asks for, so without them (zero-shot) \
 it can but guess; in-context learning (ICL) reads all of them before every query. MEND's distiller reads them once and \
-writes 16 vectors that the same model reads instead; CE only is the same distiller trained without the teacher \
-(HyperTuning), prompt tuning trains 16 vectors on the demonstrations themselves.
+writes 16 vectors that the same model reads instead; CE only is the same distiller with a stage 2 \
+that has no teacher (HyperTuning's loss), prompt tuning trains 16 vectors on the demonstrations themselves.
 
 No test task was in anybody's training, neither the language model's nor the distillers'. The training tasks are those \
 of the partition hr_to_lr: locales with much text and no amounts of money."""

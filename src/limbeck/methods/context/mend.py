@@ -43,7 +43,6 @@ from limbeck.run import Run, begin, seed_all
 from limbeck.sources.views import compressed_context, full_context
 
 LLM, DISTILLER = "limbeck:atlas/weights/lm", "limbeck:atlas/weights/distiller"
-UNTAUGHT = "limbeck:atlas/weights/distiller-untaught"  # the same stage 1 without a teacher, for the baseline
 PAPER: dict[str, Any] = {"steps": 30_000, "batch": 8, "lr": 1e-5, "partition": "all"}
 ATLAS: dict[str, Any] = {"steps": 300, "batch": 8, "lr": 5e-4, "partition": "held_out_task"}
 
