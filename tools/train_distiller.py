@@ -4,8 +4,8 @@ The text is of the sort that the language model itself was trained on: paragraph
 line after line, as a glossary or a table would be. No page is of a held-out task, so nobody has seen the tasks that the
 partitions are judged on; which kinds of task a partition may *learn* from is a matter of stage 2.
 
-``python tools/train_distiller.py --out folder`` writes ``folder/distiller`` and beside it ``quality.json``: settings and
-the loss on documents not trained on.
+``python tools/train_distiller.py --out folder`` writes ``folder/distiller`` with ``quality.json`` in it: settings and the
+loss on documents not trained on.
 """
 
 from __future__ import annotations
