@@ -179,3 +179,19 @@ def test_mlm_refuses_what_cannot_be_masked(tokenizer):
         mlm_batches(["abc"], tokenizer, 2, 1)
     with pytest.raises(LimbeckError, match="the corpus holds no text"):
         mlm_batches([""], tokenizer, 8, 1)
+
+
+def test_rows_of_like_length_share_a_batch_and_every_row_comes_once_per_epoch():
+    rows = [[n] * (1 + n % 40) for n in range(400)]
+    stream = Batches(rows, lambda found: {"ids": pad(found)}, 8, lengths=[len(row) for row in rows])
+    plain = Batches(rows, lambda found: {"ids": pad(found)}, 8)
+    seen = [batch["ids"][:, 0].tolist() for batch in stream.take(50)]
+    assert sorted([row for batch in seen for row in batch]) == list(range(400))
+    assert stream.take(1)[0]["ids"][:, 0].tolist() != seen[0]  # the next epoch has another order
+
+    def area(batches):
+        return sum(batches.at(number)["ids"].numel() for number in range(50))
+
+    assert area(stream) < 0.7 * area(plain)
+    again = Batches(rows, lambda found: {"ids": pad(found)}, 8, lengths=[len(row) for row in rows])
+    assert [again.at(number)["ids"][:, 0].tolist() for number in range(50)] == seen

@@ -19,7 +19,7 @@ def document_stream(
     """Stage 1: documents cut in two. Also tells how many were too short and left out; raises if all were."""
     collate = Documents(distiller.collate(), positions(distiller.backbone.config), share)
     rows, short = collate.tokenize(texts, distiller.tokenizer)
-    return Batches(rows, collate, batch, seed), short
+    return Batches(rows, collate, batch, seed, lengths=list(map(len, rows))), short
 
 
 def episode_stream(
