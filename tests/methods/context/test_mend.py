@@ -277,7 +277,7 @@ def test_a_teacher_of_nan_is_refused() -> None:
 
 
 def test_settings_are_the_papers_for_an_llm_of_ones_own() -> None:
-    assert (settled(Config()).steps, settled(Config()).partition) == (300, "held_out_task")
+    assert (settled(Config()).steps, settled(Config()).partition) == (100, "held_out_task")
     own = settled(Config(llm="gpt2-large", batch=2))
     assert (own.steps, own.batch, own.lr, own.partition) == (30_000, 2, 1e-5, "all")
 

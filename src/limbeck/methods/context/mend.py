@@ -44,7 +44,7 @@ from limbeck.sources.views import compressed_context, full_context
 
 LLM, DISTILLER = "limbeck:atlas/weights/lm", "limbeck:atlas/weights/distiller"
 PAPER: dict[str, Any] = {"steps": 30_000, "batch": 8, "lr": 1e-5, "partition": "all"}
-ATLAS: dict[str, Any] = {"steps": 300, "batch": 8, "lr": 5e-4, "partition": "held_out_task"}
+ATLAS: dict[str, Any] = {"steps": 100, "batch": 8, "lr": 5e-4, "partition": "held_out_task"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Config(Run):
     pretrain_lr: float = 5e-5
     """Learning rate of stage 1; released scripts."""
     steps: int | None = None
-    """Optimizer steps of stage 2; released scripts: 30,000, atlas: 300."""
+    """Optimizer steps of stage 2; released scripts: 30,000, atlas: 100."""
     batch: int | None = None
     """Rows per batch; released scripts: 1 on each of 8 GPUs, atlas: 8."""
     lr: float | None = None
