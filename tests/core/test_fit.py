@@ -16,6 +16,7 @@ import torch
 from fit_child import Net, Walk, batches, joined, two_masks
 from torch import nn
 
+import limbeck.core.fit as loop
 from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError
 from limbeck.core.feed import Feed
@@ -176,6 +177,30 @@ def test_a_loss_that_is_not_finite_names_stage_step_and_term(tmp_path: Path) -> 
         fit(stage, tmp_path)
     assert all(torch.isfinite(p).all() for p in net.parameters())
     assert [path.name for path in (tmp_path / "toy").glob("step-*")] == ["step-00000002"]
+
+
+def test_where_reading_waits_for_the_device_it_is_put_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(toy(batches(6), 6, log_every=3)[0], tmp_path / "at once")
+    monkeypatch.setattr(loop, "READ_AT_ONCE", set())
+    reads: list[int] = []
+    real = loop.read
+    monkeypatch.setattr(loop, "read", lambda records, world: reads.append(len(records)) or real(records, world))
+    fit(toy(batches(6), 6, log_every=3, save_every=6)[0], tmp_path / "late")
+    assert [number for number in reads if number] == [1, 2, 3]
+    for a, b in zip(metrics(tmp_path / "at once" / "toy"), metrics(tmp_path / "late" / "toy"), strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    stream = batches(6)
+    stream[3]["y"][0] = float("inf")
+    with pytest.raises(LimbeckError, match="step 4: 'hard' is inf"):
+        fit(toy(stream, 6, log_every=6, save_every=5)[0], tmp_path / "broken")
+    assert not list((tmp_path / "broken" / "toy").glob("step-*"))
+
+
+def test_names_that_the_log_needs_are_refused() -> None:
+    net = nn.Linear(2, 1)
+    stage = Stage("s", lambda b, c: per("row", net(b["x"]), "lr"), {"net": net}, [{"x": torch.ones(1, 2)}], 1)
+    with pytest.raises(LimbeckError, match="a term may not be called 'lr'"):
+        fit(stage)
 
 
 def test_a_gradient_that_is_not_finite_is_refused() -> None:

@@ -35,6 +35,7 @@ from limbeck.core.stage import Stage, check_trainable, freeze
 from limbeck.core.terms import Clock
 from limbeck.core.track import Metrics, Voice
 
+READ_AT_ONCE = {"cpu"}  # elsewhere reading waits for the device, so it is put off until somebody looks
 SAVE_SECONDS = 600.0  # a run that says nothing about saving loses at most ten minutes to a kill
 
 
@@ -138,8 +139,8 @@ class _Run:
             raise LimbeckError(f"stage {stage.name!r}, step {at.step + 1}: {error}") from error
         record.norm = whole(self.accelerator.clip_grad_norm_(self.parameters, stage.clip or float("inf")))
         self.pending.append(record)
-        if stage.after or self.accelerator.device.type == "cpu":
-            self._read()  # before the weights move; elsewhere only when somebody looks, as it waits for the device
+        if stage.after or self.accelerator.device.type in READ_AT_ONCE:
+            self._read()  # before the weights move
         set_rate(self.optimizer, record.rate)
         self._step()
         at.step += 1

@@ -11,9 +11,11 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from limbeck.core.batch import Batch, rows
-from limbeck.core.check import LimbeckError
+from limbeck.core.check import LimbeckError, require
 from limbeck.core.stage import Stage
 from limbeck.core.terms import Clock, Terms
+
+TAKEN = {"step", "lr", "grad_norm", "rows", "seconds"}
 
 
 class Counts(dict[str, float]):
@@ -83,6 +85,7 @@ class Record:
         """Add the loss and the sums of one micro-batch."""
         self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
         for name, term in said.items():
+            require(name not in TAKEN, f"a term may not be called {name!r}: the log has a value of that name")
             unit = self.units.setdefault(name, term.unit)
             if unit != term.unit:
                 raise LimbeckError(f"the term {name!r} is averaged over {unit!r} and over {term.unit!r} in one step")
