@@ -4,8 +4,8 @@ The text is of the sort that the language model itself was trained on: paragraph
 line after line, as a glossary or a table would be. No page is of a held-out task, so nobody has seen the tasks that the
 partitions are judged on; which kinds of task a partition may *learn* from is a matter of stage 2.
 
-``python tools/train_distiller.py --out folder`` writes ``folder/distiller`` with ``quality.json`` in it: settings and the
-loss on documents not trained on.
+``python tools/train_distiller.py --out folder`` writes ``folder/distiller``; ``quality.json`` in it has the settings and
+the loss on documents not trained on.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="folder to go on from, as written by this script")
-    parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--steps", type=int, default=1900)
     parser.add_argument("--batch", type=int, default=12, help="documents per step")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--length", type=int, default=16, help="vectors")
