@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.context.collate import Collate
-from limbeck.context.host import load_llm, load_tokenizer
+from limbeck.context.host import device, load_llm, load_tokenizer
 from limbeck.context.vectors import Vectors
 from limbeck.core.check import require
 from limbeck.data.templates import Example
@@ -88,7 +88,8 @@ def alone(lm: Any, tokenizer: Any, collate: Collate) -> Answerer:
 @lru_cache(1)
 def _loaded(name: str) -> tuple[Any, Any]:
     """The LLM that was asked for last, so that answering query after query loads it once."""
-    return load_llm(name)
+    model, tokenizer = load_llm(name)
+    return model.to(device()), tokenizer
 
 
 def _answerer(lm: Any, collate: Collate, tokenizer: Any, prefix: Tensor | None) -> Answerer:

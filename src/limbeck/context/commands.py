@@ -112,7 +112,7 @@ def evaluate(cfg: Evaluate) -> None:
         check_task(task, cfg.shots)
     make_folder(cfg.out)
     lm, tokenizer = distiller.host.load()
-    contexts = makers(lm, tokenizer, {"vectors": distiller})
+    contexts = makers(lm, tokenizer, {"vectors": distiller.to(lm.device)})
     results: list[Result] = []
     for seed, parts in splits.items():
         for part in parts:

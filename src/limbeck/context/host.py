@@ -53,11 +53,11 @@ class Host:
         where = str(Path(name).resolve()) if Path(name).is_dir() else str(name)
         return Host(where, embedding.weight.shape[1], seq2seq, positions(config), start, fingerprint(model))
 
-    def load(self, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
-        """The frozen LLM and its tokenizer, after a look whether it still is the one."""
-        model, tokenizer = load_llm(self.llm, dtype)
+    def load(self) -> tuple[Any, Any]:
+        """The frozen LLM, on an accelerator if there is one, and its tokenizer, after a look whether it is the one."""
+        model, tokenizer = load_llm(self.llm)
         self.check(model, "the distiller")
-        return model, tokenizer
+        return model.to(device()), tokenizer
 
     def check(self, model: Any, what: str) -> None:
         """Refuse ``model`` unless it is this host; ``what`` was made for it. Copies in another precision pass."""
@@ -93,6 +93,13 @@ def load_llm(name: str | Path, dtype: torch.dtype | None = None) -> tuple[Any, A
     except (OSError, ValueError) as error:
         raise LimbeckError(f"cannot load the language model {str(name)!r}: {first_line(error)}") from None
     return model.eval().requires_grad_(False), load_tokenizer(name)
+
+
+def device() -> torch.device:
+    """Where to answer: an accelerator if there is one, or the processor."""
+    return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device(
+        "cpu"
+    )
 
 
 def load_tokenizer(name: str | Path) -> Any:
