@@ -4,7 +4,7 @@ The text is of the sort that the language model itself was trained on: paragraph
 line after line, as a glossary or a table would be. No page is of a held-out task, so nobody has seen the tasks that the
 partitions are judged on; which kinds of task a partition may *learn* from is a matter of stage 2.
 
-``python tools/train_distiller.py --out folder`` writes ``folder/distiller``; ``quality.json`` in it has the settings and
+``python tools/train_distiller.py --out folder`` writes ``folder/distiller``; its ``quality.json`` has settings and
 the loss on documents not trained on.
 """
 

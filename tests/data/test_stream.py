@@ -181,17 +181,31 @@ def test_mlm_refuses_what_cannot_be_masked(tokenizer):
         mlm_batches([""], tokenizer, 8, 1)
 
 
-def test_rows_of_like_length_share_a_batch_and_every_row_comes_once_per_epoch():
-    rows = [[n] * (1 + n % 40) for n in range(400)]
-    stream = Batches(rows, lambda found: {"ids": pad(found)}, 8, lengths=[len(row) for row in rows])
-    plain = Batches(rows, lambda found: {"ids": pad(found)}, 8)
-    seen = [batch["ids"][:, 0].tolist() for batch in stream.take(50)]
-    assert sorted([row for batch in seen for row in batch]) == list(range(400))
-    assert stream.take(1)[0]["ids"][:, 0].tolist() != seen[0]  # the next epoch has another order
+def test_rows_of_like_size_share_a_batch_and_every_row_comes_once_per_epoch():
+    rows = [[n] * (1 + n % 40) for n in range(512)]
 
-    def area(batches):
-        return sum(batches.at(number)["ids"].numel() for number in range(50))
+    def batches(**settings):
+        return Batches(rows, lambda found: {"ids": pad(found)}, 8, **settings)
 
-    assert area(stream) < 0.7 * area(plain)
-    again = Batches(rows, lambda found: {"ids": pad(found)}, 8, lengths=[len(row) for row in rows])
-    assert [again.at(number)["ids"][:, 0].tolist() for number in range(50)] == seen
+    def first(stream):
+        return [stream.at(number)["ids"][:, 0].tolist() for number in range(64)]
+
+    def area(stream):
+        return sum(stream.at(number)["ids"].numel() for number in range(64))
+
+    alike = batches(size_of=len)
+    assert sorted(row for batch in first(alike) for row in batch) == list(range(512))
+    assert alike.at(64)["ids"][:, 0].tolist() != alike.at(0)["ids"][:, 0].tolist()  # the next epoch has another order
+    assert area(alike) < 0.7 * area(batches())
+    assert first(batches(size_of=len)) == first(alike)
+
+
+def test_endless_rows_of_like_size_share_a_batch():
+    class Rows:
+        def __getitem__(self, index):
+            return [index] * (1 + index % 7)
+
+    stream = Batches(Rows(), lambda found: {"ids": pad(found)}, 4, shuffle=False, size_of=len)
+    seen = [stream.at(number)["ids"] for number in range(16)]
+    assert sorted(row for ids in seen for row in ids[:, 0].tolist()) == list(range(64))
+    assert sum(ids.numel() for ids in seen) < 64 * 7 * 0.75

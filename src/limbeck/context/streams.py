@@ -8,7 +8,7 @@ from limbeck.context.collate import SHARE, Collate, Documents, query_batch
 from limbeck.context.distiller import Distiller
 from limbeck.core.batch import Batch
 from limbeck.data.stream import Batches
-from limbeck.data.tasks import Task, TaskPool, episodes
+from limbeck.data.tasks import Episode, Task, TaskPool, episodes
 from limbeck.data.templates import Example
 from limbeck.sources.views import positions
 
@@ -19,7 +19,7 @@ def document_stream(
     """Stage 1: documents cut in two. Also tells how many were too short and left out; raises if all were."""
     collate = Documents(distiller.collate(), positions(distiller.backbone.config), share)
     rows, short = collate.tokenize(texts, distiller.tokenizer)
-    return Batches(rows, collate, batch, seed, lengths=list(map(len, rows))), short
+    return Batches(rows, collate, batch, seed, size_of=len), short
 
 
 def episode_stream(
@@ -37,7 +37,7 @@ def episode_stream(
     ``noise``: share of answers replaced by random ones; ``ablation`` damages demonstrations (``data.ablations``).
     """
     drawn = episodes(TaskPool(tasks, cap), shots, seed, ablation, noise)
-    return Batches(drawn, distiller.collate(), batch, seed, shuffle=False)
+    return Batches(drawn, distiller.collate(), batch, seed, shuffle=False, size_of=_characters)
 
 
 def query_stream(collate: Collate, examples: Sequence[Example], batch: int, seed: int = 0) -> Batches:
@@ -47,3 +47,8 @@ def query_stream(collate: Collate, examples: Sequence[Example], batch: int, seed
         return query_batch([collate.query(example.input, example.output) for example in examples])
 
     return Batches(list(examples), rows, batch, seed)
+
+
+def _characters(episode: Episode) -> int:
+    """About how long an episode is, without tokenizing it."""
+    return sum(len(example.input) + len(example.output) for example in episode.demos)

@@ -28,14 +28,16 @@ class Endless(Protocol):
 
 Rows = Sequence[Any] | Endless
 
+WINDOW = 16  # batches among which rows are sorted by size: enough to be alike, few enough to stay shuffled
+
 
 class Batches:
     """An endless, resumable stream of batches.
 
     ``collate`` turns a list of ``batch`` rows into a batch; with ``draws`` it is called with a NumPy generator as
     second argument, which depends only on the seed and the number of the batch (for random masks). ``shuffle`` needs
-    rows that have a length. ``lengths`` puts rows of like length into one batch, so that less is padding (``alike``).
-    State: ``position``, the number of batches already given.
+    rows that have a length. ``size_of`` says how long a row is: rows of like size then share a batch, so that less of
+    it is padding. State: ``position``, the number of batches already given.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Batches:
         seed: int = 0,
         shuffle: bool = True,
         draws: bool = False,
-        lengths: Sequence[int] | None = None,
+        size_of: Callable[[Any], int] | None = None,
     ) -> None:
         require(batch >= 1, f"a batch must hold at least one row, but batch is {batch}")
         self.size = len(rows) if isinstance(rows, Sized) else None
@@ -54,8 +56,8 @@ class Batches:
         require(self.size or not shuffle, "rows without a length cannot be shuffled; pass shuffle=False")
         self.rows, self.collate, self.batch, self.seed = rows, collate, batch, seed
         self.shuffle, self.draws, self.position = shuffle, draws, 0
-        self.lengths = None if lengths is None else np.asarray(lengths)
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
+        self.size_of = size_of
+        self._window: tuple[int, np.ndarray] = (-1, np.empty(0, int))
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -91,37 +93,31 @@ class Batches:
         return {"rows": self.size, "batch": self.batch, "seed": self.seed}
 
     def _row(self, index: int) -> int:
+        """Which row stands at place ``index`` of the endless pass."""
+        return self._plain(index) if self.size_of is None else self._among_alike(index)
+
+    def _plain(self, index: int) -> int:
         if self.size is None:
             return index
         epoch, place = divmod(index, self.size)
-        if not self.shuffle:
-            return place
-        if self.lengths is None:
-            return int(permutation(self.size, self.seed, epoch)[place])
-        if self._order[0] != epoch:
-            self._order = epoch, alike(permutation(self.size, self.seed, epoch), self.lengths, self.batch)
-        return int(self._order[1][place])
+        return int(permutation(self.size, self.seed, epoch)[place]) if self.shuffle else place
+
+    def _among_alike(self, index: int) -> int:
+        """The same within a window of batches, whose rows are sorted by size and whose batches are shuffled."""
+        assert self.size_of is not None
+        number, place = divmod(index, WINDOW * self.batch)
+        if self._window[0] != number:
+            rows = [self._plain(i) for i in range(number * WINDOW * self.batch, (number + 1) * WINDOW * self.batch)]
+            order = np.argsort([self.size_of(self.rows[row]) for row in rows], kind="stable")
+            turns = np.random.default_rng([self.seed, 2, number]).permutation(WINDOW)
+            self._window = number, np.asarray(rows)[order.reshape(WINDOW, self.batch)[turns].ravel()]
+        return int(self._window[1][place])
 
 
 @lru_cache(8)
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order of ``size`` rows in an epoch; depends on nothing else."""
     return np.random.default_rng([seed, epoch]).permutation(size)
-
-
-WINDOW = 50  # batches among which rows are sorted by length: enough to be alike, few enough to stay shuffled
-
-
-def alike(order: np.ndarray, lengths: np.ndarray, batch: int) -> np.ndarray:
-    """``order`` n with rows of like length side by side, sorted within windows of batches whose order stays random."""
-    found = []
-    for start in range(0, len(order), WINDOW * batch):
-        window = order[start : start + WINDOW * batch]
-        rows = window[np.argsort(lengths[window], kind="stable")]
-        batches = [rows[i : i + batch] for i in range(0, len(rows), batch)]
-        turns = np.argsort(order[start : start + len(batches)], kind="stable")  # random, since the order is
-        found += [batches[turn] for turn in turns]
-    return np.concatenate(found)
 
 
 def pad(rows: Sequence[Sequence[int] | np.ndarray], value: int = 0, length: int | None = None) -> Tensor:
