@@ -206,6 +206,8 @@ def test_endless_rows_of_like_size_share_a_batch():
             return [index] * (1 + index % 7)
 
     stream = Batches(Rows(), lambda found: {"ids": pad(found)}, 4, shuffle=False, size_of=len)
-    seen = [stream.at(number)["ids"] for number in range(16)]
-    assert sorted(row for ids in seen for row in ids[:, 0].tolist()) == list(range(64))
-    assert sum(ids.numel() for ids in seen) < 64 * 7 * 0.75
+    seen = [stream.at(number)["ids"] for number in range(128)]
+    assert sorted(row for ids in seen for row in ids[:, 0].tolist()) == list(range(512))
+    assert sum(ids.numel() for ids in seen) < 512 * 7 * 0.75
+    single = Batches(Rows(), lambda found: {"ids": pad(found)}, 1, shuffle=False, size_of=len)
+    assert [single.at(i)["ids"][0, 0].item() for i in range(4)] == seen[0][:, 0].tolist()

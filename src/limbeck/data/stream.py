@@ -28,7 +28,9 @@ class Endless(Protocol):
 
 Rows = Sequence[Any] | Endless
 
-WINDOW = 16  # batches among which rows are sorted by size: enough to be alike, few enough to stay shuffled
+# Rows are sorted by size within a window and handed out in chunks, in random order: alike enough, and still shuffled.
+# Both are counted in rows, so that the order does not depend on the batch.
+WINDOW, CHUNK = 512, 16
 
 
 class Batches:
@@ -103,14 +105,14 @@ class Batches:
         return int(permutation(self.size, self.seed, epoch)[place]) if self.shuffle else place
 
     def _among_alike(self, index: int) -> int:
-        """The same within a window of batches, whose rows are sorted by size and whose batches are shuffled."""
+        """The same with the rows of each window ordered by size, in chunks."""
         assert self.size_of is not None
-        number, place = divmod(index, WINDOW * self.batch)
+        number, place = divmod(index, WINDOW)
         if self._window[0] != number:
-            rows = [self._plain(i) for i in range(number * WINDOW * self.batch, (number + 1) * WINDOW * self.batch)]
+            rows = [self._plain(i) for i in range(number * WINDOW, (number + 1) * WINDOW)]
             order = np.argsort([self.size_of(self.rows[row]) for row in rows], kind="stable")
-            turns = np.random.default_rng([self.seed, 2, number]).permutation(WINDOW)
-            self._window = number, np.asarray(rows)[order.reshape(WINDOW, self.batch)[turns].ravel()]
+            turns = np.random.default_rng([self.seed, 2, number]).permutation(WINDOW // CHUNK)
+            self._window = number, np.asarray(rows)[order.reshape(-1, CHUNK)[turns].ravel()]
         return int(self._window[1][place])
 
 
