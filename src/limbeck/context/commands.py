@@ -55,7 +55,7 @@ class Evaluate:
     distiller: str
     """Folder of a distiller, such as one that limbeck mend wrote."""
     out: Path
-    """Folder for table.md, results.json and answers."""
+    """Folder for table.md and results.json (scores, costs and answers)."""
     tasks: Path | None = None
     """Folder of tasks in MetaICL's format; by default the tasks of the atlas."""
     partition: str = "all"
