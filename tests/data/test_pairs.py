@@ -81,6 +81,13 @@ def test_held_out_rows_are_never_trained_on():
     assert trained == set(range(96))
 
 
+def test_rows_of_like_size_stay_together_in_what_is_trained_on():
+    rows = [[0] * (1 + 9 * (i % 2)) for i in range(1100)]
+    stream = Batches(rows, lambda rows: {"sizes": [len(row) for row in rows]}, 8, size_of=len)
+    mixed = [len(set(batch["sizes"])) > 1 for batch in hold_out(stream).stream.take(60)]
+    assert sum(mixed) <= 1
+
+
 def test_the_held_part_is_bounded():
     assert len(hold_out(numbered(10_000, 2)).batches) == 16
     assert len(hold_out(numbered(16, 4)).batches) == 1

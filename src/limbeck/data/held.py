@@ -43,4 +43,5 @@ def hold_out(stream: Batches, share: float = 0.05, most: int = 16) -> Split:
 
 
 def _part(stream: Batches, rows: list, shuffle: bool) -> Batches:
-    return Batches(rows, stream.collate, stream.batch, stream.seed, shuffle, stream.draws)
+    alike = stream.size_of if shuffle else None
+    return Batches(rows, stream.collate, stream.batch, stream.seed, shuffle, stream.draws, alike)
