@@ -150,7 +150,7 @@ def test_models_that_do_not_fit_each_other_are_refused() -> None:
     with pytest.raises(LimbeckError, match="backbone is an encoder-decoder and the LLM a decoder"):
         as_backbone(tiny_llms.build("t5"), seq2seq=False)
     other = tiny_llms.tokenizer([*tiny_llms.WORDS, "extra"])
-    with pytest.raises(LimbeckError, match=r"differ: \d+ and \d+ tokens, \d+ not shared"):
+    with pytest.raises(LimbeckError, match=r"theirs have \d+ and \d+ tokens of which \d+ differ"):
         Distiller.build(lm, "x", tokenizer, as_backbone(lm, False), other, **SHAPE)
 
 

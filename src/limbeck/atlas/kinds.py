@@ -197,10 +197,10 @@ def written(what: str, style: str, locale: str, key: str) -> str:
     if what == "number":
         number = float(key)
         return (format_decimal if style == "decimal" else format_percent)(number, locale=where)
-    number, currency = key.split()
-    return format_currency(
-        float(number) * (1 if style == "standard" else -1), currency, locale=where, format_type=style
-    )
+    plain, currency = key.split()
+    accounting = style == "accounting"
+    value = -float(plain) if accounting else float(plain)
+    return format_currency(value, currency, locale=where, format_type="accounting" if accounting else "standard")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def locales() -> tuple[str, ...]:
 
 
 def _well_covered(locale: Locale) -> bool:
-    return len([key for key in locale.territories if len(key) == 2]) >= 220 and len(locale.languages) >= 150
+    return len([key for key in locale.territories if len(str(key)) == 2]) >= 220 and len(locale.languages) >= 150
 
 
 @lru_cache

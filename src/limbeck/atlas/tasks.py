@@ -53,7 +53,8 @@ def _class_specs() -> list[ClassTask]:
 
 def _groups(items: Sequence[str], seed: str, count: int) -> list[tuple[str, ...]]:
     """``count`` distinct sorted groups of two to four items."""
-    rng, found = Random(f"groups-{seed}"), set()
+    rng = Random(f"groups-{seed}")
+    found: set[tuple[str, ...]] = set()
     while len(found) < count:
         found.add(tuple(sorted(rng.sample(items, rng.randint(2, 4)))))
     return sorted(found)

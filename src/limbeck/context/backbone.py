@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.context.host import first_line, place, unheard
+from limbeck.context.host import unheard
 from limbeck.core.check import LimbeckError, one_of, require
+from limbeck.core.models import first_line, place
 
 FIRST = 100  # placeholders start as embeddings of tokens from this id on, past the special ones (released code)
 

@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 from limbeck.context.backbone import blank_backbone, first_placeholders, first_projection, load_backbone
 from limbeck.context.collate import Collate
-from limbeck.context.host import Host, check_same_tokenizer, load_tokenizer, place
+from limbeck.context.host import Host, load_tokenizer
 from limbeck.context.reading import Reading, plan_reading
 from limbeck.context.vectors import Vectors
 from limbeck.core.check import require
+from limbeck.core.models import check_same_tokenizer, place
 from limbeck.core.save import load_tensors, read_json, save_tensors, write_json
 from limbeck.data.stream import lengths_mask, pad
 from limbeck.data.templates import Example
 from limbeck.sources.views import gather, pack, positions
 
 CONFIG, WEIGHTS, TOKENIZER, KIND = "config.json", "model.safetensors", "tokenizer", "limbeck-distiller"
+WHOSE = "LLM and distiller"
 Settings = TypeVar("Settings")
 
 
@@ -69,7 +71,7 @@ class Distiller(nn.Module):
             own_tokenizer = own_tokenizer or load_tokenizer(backbone)
             backbone = load_backbone(backbone, host.seq2seq)
         if own_tokenizer is not None:
-            check_same_tokenizer(tokenizer, own_tokenizer)
+            check_same_tokenizer(tokenizer, own_tokenizer, WHOSE)
         plan = plan_reading(host.positions, positions(backbone.config), **reading)
         return cls(backbone, host, plan, tokenizer, init, seed)
 
@@ -168,7 +170,7 @@ def open_distiller(
         return Distiller.build(llm, name, tokenizer, folder, init=init, seed=seed, **given)
     distiller = Distiller.from_pretrained(folder)
     distiller.host.check(llm, f"the distiller in {folder}")
-    check_same_tokenizer(tokenizer, distiller.tokenizer)
+    check_same_tokenizer(tokenizer, distiller.tokenizer, WHOSE)
     own = asdict(distiller.reading)
     for key in ("length", "layout"):
         wanted = given.get(key, own[key])

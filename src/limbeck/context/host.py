@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import torch
 from torch import nn
 
 from limbeck.core.check import LimbeckError, require
+from limbeck.core.models import first_line, place
 from limbeck.sources.views import positions
 
-EMBEDDED = "limbeck:"  # "limbeck:<folder>" names a model that ships inside the package
 ARCHITECTURE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 PROBES, PROBE_VALUES = 4, 8
 
@@ -128,42 +127,12 @@ def unheard() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def place(name: str | Path) -> str:
-    """Where a model is loaded from: ``limbeck:<folder>`` is looked up inside the package, all else stays."""
-    text = str(name)
-    if not text.startswith(EMBEDDED):
-        return text
-    return str(files("limbeck").joinpath(*text.removeprefix(EMBEDDED).split("/")))
-
-
 def fingerprint(model: Any) -> dict[str, Any]:
     """Architecture, and a few values of weight matrices spread over the model (quantised ones are passed over)."""
     matrices = [(name, p) for name, p in model.named_parameters() if p.is_floating_point() and p.dim() > 1]
     chosen = {round(i * (len(matrices) - 1) / (PROBES - 1)) for i in range(PROBES)}
     probes = {name: _values(p) for name, p in (matrices[i] for i in sorted(chosen))}
     return {name: getattr(model.config, name, None) for name in ARCHITECTURE} | {"probes": probes}
-
-
-def check_same_tokenizer(one: Any, other: Any) -> None:
-    """Refuse the tokenizers of LLM and distiller if they give one text different ids."""
-    ours, theirs = one.get_vocab(), other.get_vocab()
-    odd = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    require(
-        not odd,
-        f"the tokenizers of LLM and distiller differ: {len(ours)} and {len(theirs)} tokens, {len(odd)} not shared "
-        f"(such as {odd[:1]}); take a distiller of the LLM's family",
-    )
-    text = "A probe: 12 words, Ünïcode & ends.\nwith lines"
-    require(
-        one(text, add_special_tokens=False)["input_ids"] == other(text, add_special_tokens=False)["input_ids"],
-        "the tokenizers of LLM and distiller share a vocabulary but split text differently; "
-        "take a distiller of the LLM's family",
-    )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _values(parameter: nn.Parameter) -> list[float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core.check import LimbeckError, require
+from limbeck.core.models import first_line
 
 SUFFIXES = (".jsonl", ".txt", ".parquet")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
@@ -115,7 +116,7 @@ def _parquet_text(path: Path, name: str) -> Iterator[str]:
     try:
         table = parquet.ParquetFile(path)
     except (ArrowInvalid, OSError) as error:
-        raise LimbeckError(f"{path}: expected a parquet file, but it cannot be read: {_first_line(error)}") from None
+        raise LimbeckError(f"{path}: expected a parquet file, but it cannot be read: {first_line(error)}") from None
     columns = table.schema_arrow.names
     require(name in columns, f"{path}: the column {name!r} is missing; the file has {', '.join(map(repr, columns))}")
     for batch in table.iter_batches(columns=[name]):
@@ -142,16 +143,12 @@ def _hub(name: str, column: str, split: str) -> Iterator[str]:
         rows = load_dataset(name, split=split, streaming=True)
     except Exception as error:
         raise LimbeckError(
-            f"{name!r} is neither a file nor a folder, and the Hub gave no data set of that name: {_first_line(error)}"
+            f"{name!r} is neither a file nor a folder, and the Hub gave no data set of that name: {first_line(error)}"
         ) from None
     for number, row in enumerate(rows):
         text = field(row, column, str, f"{name} ({split}) row {number}")
         if text.strip():
             yield text
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _name(kind: type) -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from limbeck.core.check import LimbeckError, require
+from limbeck.core.models import check_same_tokenizer, first_line, place
 from limbeck.students.layers import every_other, keep_layers, parse_size, shape, smaller
 
 Kind = Literal["base", "masked", "causal"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 AUTO = {"base": "AutoModel", "masked": "AutoModelForMaskedLM", "causal": "AutoModelForCausalLM"}
 EVERY_OTHER, HALF = "every-other", "half"
-EMBEDDED = "limbeck:"  # "limbeck:<folder>" names a model that ships inside the package
 
 
 def load_model(name: str | Path, kind: Kind, dtype: Dtype = "float32") -> tuple[Any, Any]:
@@ -30,9 +29,8 @@ def load_model(name: str | Path, kind: Kind, dtype: Dtype = "float32") -> tuple[
         auto = getattr(transformers, AUTO[kind])
         model, info = auto.from_pretrained(where, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise LimbeckError(
-            f"cannot load {str(name)!r} as a {kind} model: {reason}; give a folder or a Hub id"
+            f"cannot load {str(name)!r} as a {kind} model: {first_line(error)}; give a folder or a Hub id"
         ) from None
     absent = sorted(info["missing_keys"])
     if any(key.startswith("pooler.") for key in absent):
@@ -61,25 +59,12 @@ def load_as_saved(name: str | Path) -> tuple[Any, Any]:
         auto = getattr(transformers, saved[0])
         model, info = auto.from_pretrained(where, dtype="auto", output_loading_info=True)
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise LimbeckError(
-            f"cannot load a model and its tokenizer from {str(name)!r}: {reason}; give a folder or a Hub id"
+            f"cannot load a model and its tokenizer from {str(name)!r}: {first_line(error)}; give a folder or a Hub id"
         ) from None
     absent = sorted(info["missing_keys"])
     require(not absent, f"{str(name)!r} holds no weights for {', '.join(absent[:3])}; give a whole checkpoint")
     return model.eval(), tokenizer
-
-
-def place(name: str | Path) -> str:
-    """Where a model named by a folder, a Hub id or ``limbeck:<folder in the package>`` is to be loaded from."""
-    text = str(name)
-    if not text.startswith(EMBEDDED):
-        return text
-    folder = Path(str(files("limbeck").joinpath(*text.removeprefix(EMBEDDED).split("/"))))
-    require(
-        folder.is_dir(), f"{text}: this installation does not hold that model; name a folder or Hub id, or reinstall"
-    )
-    return str(folder)
 
 
 def load_student(name: str | Path, teacher: Any, tokenizer: Any, kind: Kind) -> Any:
@@ -100,19 +85,3 @@ def load_student(name: str | Path, teacher: Any, tokenizer: Any, kind: Kind) -> 
     student, own = load_model(name, kind)
     check_same_tokenizer(own, tokenizer)
     return student
-
-
-def check_same_tokenizer(student: Any, teacher: Any) -> None:
-    """Raise ``LimbeckError`` unless both tokenizers give every token the same id and split text alike."""
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    odd = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    if odd:
-        raise LimbeckError(
-            f"student and teacher need one tokenizer, but {len(odd)} tokens differ ({odd[0]!r} is {ours.get(odd[0])} "
-            f"and {theirs.get(odd[0])}); take a student of the teacher's family"
-        )
-    probe = "A probe: 12 words, Ünïcode & ends.\nWith lines"
-    if student(probe)["input_ids"] != teacher(probe)["input_ids"]:
-        raise LimbeckError(
-            "student and teacher have one vocabulary but split text differently; give them one tokenizer"
-        )

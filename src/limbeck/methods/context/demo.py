@@ -21,7 +21,7 @@ from limbeck.data.tasks import Task, demonstrations
 from limbeck.data.templates import Example
 from limbeck.methods.context import mend, prompt_tuning
 from limbeck.report.results import results_table
-from limbeck.report.sections import Examples, Text, Worked
+from limbeck.report.sections import Examples, Section, Text, Worked
 from limbeck.run import Run, begin
 
 TRAIN = "hr_to_lr"  # its training tasks (much-written locales, no amounts) are in no test of the partitions below
@@ -74,7 +74,7 @@ def main_demo(cfg: Config) -> Path:
     save_vectors(run.out, distiller, example, demonstrations(example, cfg.shots, cfg.seed))
     worked = [item for tasks in tests.values() for item in worked_examples(tasks, results, cfg)][: cfg.worked]
     shown = Examples("Worked examples", worked, f"The first query of a task; of its {cfg.shots} demonstrations, four.")
-    sections = [Text("What this shows", ABOUT), results_table(table, COSTS), shown]
+    sections: list[Section] = [Text("What this shows", ABOUT), results_table(table, COSTS), shown]
     metrics = {name: {c: values[0] for c, values in row.items()} for name, row in table.cells.items()}
     return run.finish(distiller, None, metrics, sections, "the language model that ships with limbeck")
 
