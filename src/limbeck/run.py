@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.core.check import require
 from limbeck.core.rng import seed_everything as seed_all
-from limbeck.core.save import make_folder, write_json
+from limbeck.core.save import make_folder, open_to_readers, write_json
 from limbeck.record import RECORD, find_record, make_record
 from limbeck.report.sections import Section
 
@@ -130,6 +130,7 @@ def save_artefact(part: Any, out: Path) -> None:
         for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
             final = out / path.relative_to(folder)
             final.parent.mkdir(parents=True, exist_ok=True)
+            open_to_readers(path)
             os.replace(path, final)
 
 

@@ -149,3 +149,9 @@ def test_nothing_here_unpickles() -> None:
     text = "".join(path.read_text() for path in source.glob("*.py"))
     assert "pickle" not in text.replace("unpickles", "")
     assert "torch.load" not in text
+
+
+def test_tensors_have_the_permissions_of_other_files(tmp_path):
+    save.write_json(tmp_path / "a.json", {})
+    save.save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(2)})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "a.json").stat().st_mode

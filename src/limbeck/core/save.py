@@ -97,6 +97,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """``save_tensors`` without care for what a kill leaves behind: for folders that ``replace_dir`` puts in place."""
     save_file({name: _plain(tensor) for name, tensor in tensors.items()}, str(path), dict(metadata or {}))
+    open_to_readers(path)
+
+
+def open_to_readers(path: Path) -> None:
+    """Give a file the usual permissions: safetensors lets its owner alone read it, whatever the umask says."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def _plain(tensor: Tensor) -> Tensor:
