@@ -18,6 +18,7 @@ def both():
 def test_they_share_a_tokenizer_and_differ_in_weights(both):
     (a, one), (b, two) = both["a"], both["b"]
     assert one.get_vocab() == two.get_vocab()
+    assert len(one("România: leu românesc. " * 40)["input_ids"]) > 128
     ids = torch.tensor([one("România: leu românesc.")["input_ids"]])
     assert (a(ids).logits - b(ids).logits).abs().max() > 0.1
     assert a.dtype == b.dtype == torch.float32

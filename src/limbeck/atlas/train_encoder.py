@@ -155,15 +155,15 @@ def main() -> None:
     seed = "ab".index(args.which)
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer) if args.tokenizer else train_tokenizer()
+    folder = args.out / f"encoder-{args.which}"
+    tokenizer.save_pretrained(folder)  # before its use, which leaves the length of the rows in it
     model = build(tokenizer)
     stream = mlm_batches(texts(args.texts, seed), tokenizer, LENGTH, args.batch, seed, args.masked)
     optim = Optim(lr=args.lr, schedule="cosine", warmup=0.05, betas=(0.9, 0.98), weight_decay=0.01)
     stage = Stage(f"mlm-{args.which}", masked_step(model), {"encoder": model}, stream, args.steps, optim, seed=seed)
     summary = fit(stage, args.out)
-    folder = args.out / f"encoder-{args.which}"
     found = quality(model.half().float(), tokenizer, stream)
     model.half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     settings = {name: value for name, value in vars(args).items() if name not in ("out", "tokenizer")}
     size = sum(value.numel() for value in model.parameters())
     report = {"script": "python -m limbeck.atlas.train_encoder", **settings, "seed": seed, "locales": LOCALES}
