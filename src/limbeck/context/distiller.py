@@ -126,6 +126,7 @@ class Distiller(nn.Module):
             self.tokenizer.save_pretrained(folder / TOKENIZER)
         save_tensors(folder / WEIGHTS, dict(self.state_dict()), {"kind": KIND})
         backbone = self.backbone.config.to_dict()
+        backbone.pop("_name_or_path", None)  # where it was loaded from here means nothing elsewhere
         write_json(
             folder / CONFIG,
             {"kind": KIND, "host": asdict(self.host), "reading": asdict(self.reading), "backbone": backbone},
