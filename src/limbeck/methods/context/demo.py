@@ -38,7 +38,7 @@ class Config(Run):
     """Demonstrations per task; MEND."""
     steps: int = 100
     """Optimizer steps of stage 2; chosen so that the demo takes a few minutes."""
-    batch: int = 16
+    batch: int = 8
     """Episodes per step; a choice."""
     lr: float = 5e-4
     """Learning rate of stage 2; a choice."""
