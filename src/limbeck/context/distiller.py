@@ -173,9 +173,13 @@ def open_distiller(
     distiller.host.check(llm, f"the distiller in {folder}")
     check_same_tokenizer(tokenizer, distiller.tokenizer, WHOSE)
     own = asdict(distiller.reading)
-    for key in ("length", "layout"):
+    for key in ("length", "layout", "groups", "channel", "enter", "query"):
         wanted = given.get(key, own[key])
-        require(wanted == own[key], f"{key} {wanted}: the distiller in {folder} learned with {own[key]}; leave it out")
+        plain = key not in ("length", "layout") and wanted == getattr(Reading, key)  # a flag that was not given
+        require(
+            plain or wanted == own[key],
+            f"{key} {wanted}: the distiller in {folder} learned with {own[key]}; leave it out",
+        )
     own |= {key: given[key] for key in ("limit", "budget", "context") if key in given}
     distiller.host = Host.of(llm, name)
     distiller.reading = plan_reading(distiller.host.positions, positions(distiller.backbone.config), **own)

@@ -67,7 +67,8 @@ def read_tasks(path: str | Path, seed: int | None = None, shots: int | None = No
             first = origin.setdefault(key, file)
             require(
                 first == file,
-                f"{file}: task {row.task!r} has a {key[1]} file already, {first}; choose with seed and shots",
+                f"{file}: task {row.task!r} has a {key[1]} file already, {first}; choose with seed and shots "
+                "(limbeck mend: --file-seed and --file-shots)",
             )
             rows.setdefault(key, []).append(row)
     require(rows, f"{path}: no file has seed {seed} and {shots} shots; check the file names")

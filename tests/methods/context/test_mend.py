@@ -278,8 +278,30 @@ def test_a_teacher_of_nan_is_refused() -> None:
 
 def test_settings_are_the_papers_for_an_llm_of_ones_own() -> None:
     assert (settled(Config()).steps, settled(Config()).partition) == (100, "held_out_task")
-    own = settled(Config(llm="gpt2-large", batch=2))
+    own = settled(Config(llm="gpt2-large", batch=2, tasks=Path("tasks")))
     assert (own.steps, own.batch, own.lr, own.partition) == (30_000, 2, 1e-5, "all")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kd": -1.0}, "--kd -1.0 and --ce 1.0: expected weights"),
+        ({"kd": 0.0, "ce": 0.0}, "one of them above 0"),
+        ({"temperature": 0.0}, "--temperature 0.0: expected"),
+        ({"judged": -1}, "--judged -1: expected"),
+        ({"queries": 0}, "--queries 0: expected"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_first(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(LimbeckError, match=said):
+        main(Config(out=tmp_path / "out", **settings))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_partition_follows_the_tasks_and_not_the_llm() -> None:
+    assert settled(Config(tasks=Path("tasks"))).partition == "all"
+    assert settled(Config(llm="gpt2-large")).partition == "held_out_task"
+    assert settled(Config(llm="gpt2-large", partition="hr_to_lr")).partition == "hr_to_lr"
 
 
 @pytest.mark.parametrize("kind", tiny_llms.KINDS)

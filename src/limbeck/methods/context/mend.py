@@ -43,8 +43,8 @@ from limbeck.run import Run, begin, seed_all
 from limbeck.sources.views import compressed_context, full_context
 
 LLM, DISTILLER = "limbeck:atlas/weights/lm", "limbeck:atlas/weights/distiller"
-PAPER: dict[str, Any] = {"steps": 30_000, "batch": 8, "lr": 1e-5, "partition": "all"}
-ATLAS: dict[str, Any] = {"steps": 100, "batch": 8, "lr": 5e-4, "partition": "held_out_task"}
+PAPER: dict[str, Any] = {"steps": 30_000, "batch": 8, "lr": 1e-5}
+ATLAS: dict[str, Any] = {"steps": 100, "batch": 8, "lr": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Config(Run):
     tasks: Path | None = None
     """Folder of tasks in MetaICL's format for stage 2; by default those of the atlas."""
     partition: str | None = None
-    """Which tasks train and which judge: <tasks>/partitions/<name>.json, or one of the atlas; all: every task."""
+    """Which tasks train and which judge: <tasks>/partitions/<name>.json or all; of the atlas: held_out_task."""
     file_shots: int | None = None
     """Where one task has several training files, the shots in the name of the one to train on; MetaICL: 16384."""
     file_seed: int | None = None
@@ -175,12 +175,13 @@ def mend(
 
 def settled(cfg: Config) -> Config:
     """The configuration with a value in the place of every None that stands for the paper's or the atlas's."""
-    usual = ATLAS if cfg.llm is None else PAPER
+    usual = (ATLAS if cfg.llm is None else PAPER) | {"partition": "held_out_task" if cfg.tasks is None else "all"}
     return replace(cfg, **{name: value for name, value in usual.items() if getattr(cfg, name) is None})
 
 
 def main(cfg: Config) -> Path:
     """Train a distiller for ``cfg.llm``; writes it, its scores beside in-context learning's, and a report."""
+    check(cfg)
     seed_all(cfg.seed)
     full = settled(cfg)
     lm, tokenizer = load_llm(full.llm or LLM, getattr(torch, full.llm_dtype))
@@ -197,6 +198,17 @@ def main(cfg: Config) -> Path:
         table.print()
     measured = {**said, **notes, **scores(results)}
     return run.finish(distiller, None, measured, [results_table(t) for t in tables], full.llm or LLM)
+
+
+def check(cfg: Config) -> None:
+    """Refuse weights and numbers that would train nothing, or nonsense, before anything is loaded or written."""
+    parts = f"--kd {cfg.kd} and --ce {cfg.ce}"
+    require(min(cfg.kd, cfg.ce) >= 0 < cfg.kd + cfg.ce, f"{parts}: expected weights of at least 0, one of them above 0")
+    require(cfg.temperature > 0, f"--temperature {cfg.temperature}: expected a number above 0")
+    require(cfg.judged >= 0, f"--judged {cfg.judged}: expected a number of tasks, 0 for none")
+    for flag, value in {"queries": cfg.queries, "cap": cfg.cap, "pretrain-steps": cfg.pretrain_steps}.items():
+        require(value >= 1, f"--{flag} {value}: expected a whole number of at least 1")
+    require(0 < cfg.pretrain_lr < float("inf"), f"--pretrain-lr {cfg.pretrain_lr}: expected a learning rate above 0")
 
 
 def first_distiller(cfg: Config, lm: Any, tokenizer: Any) -> Distiller:
