@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.context.host import unheard
 from limbeck.core.check import LimbeckError, one_of, require
-from limbeck.core.models import first_line, place
+from limbeck.core.models import BROKEN, first_line, place
 
 FIRST = 100  # placeholders start as embeddings of tokens from this id on, past the special ones (released code)
 
@@ -22,7 +22,7 @@ def load_backbone(name: str | Path, seq2seq: bool) -> Any:
     try:
         with unheard():
             model = AutoModel.from_pretrained(place(name), dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except BROKEN as error:
         raise LimbeckError(f"cannot load the distiller's backbone {str(name)!r}: {first_line(error)}") from None
     return as_backbone(model, seq2seq)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from limbeck.core.check import LimbeckError, require
-from limbeck.core.models import first_line, place
+from limbeck.core.models import BROKEN, first_line, place
 from limbeck.sources.views import positions
 
 ARCHITECTURE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -87,10 +87,15 @@ def load_llm(name: str | Path, dtype: torch.dtype | None = None) -> tuple[Any, A
     try:
         with unheard():
             seq2seq = AutoConfig.from_pretrained(place(name)).is_encoder_decoder
-            auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-            model = auto.from_pretrained(place(name), dtype=dtype or torch.float32)
-    except (OSError, ValueError) as error:
+            auto: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+            model, info = auto.from_pretrained(place(name), dtype=dtype or torch.float32, output_loading_info=True)
+    except BROKEN as error:
         raise LimbeckError(f"cannot load the language model {str(name)!r}: {first_line(error)}") from None
+    absent = sorted(info["missing_keys"])
+    require(
+        not absent,
+        f"{str(name)!r} holds no weights for {', '.join(absent[:3])}, so they would be random; give a whole model",
+    )
     return model.eval().requires_grad_(False), load_tokenizer(name)
 
 
@@ -107,7 +112,7 @@ def load_tokenizer(name: str | Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(place(name))
-    except (OSError, ValueError) as error:
+    except BROKEN as error:
         raise LimbeckError(f"cannot load the tokenizer of {str(name)!r}: {first_line(error)}") from None
 
 

@@ -6,8 +6,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from limbeck.core.check import require
 
+BROKEN = (OSError, ValueError, KeyError, SafetensorError)  # what a missing or broken checkpoint raises
 EMBEDDED = "limbeck:"  # "limbeck:<folder>" names a model that ships inside the package
 PROBE = "A probe: 12 words, Ünïcode & ends.\nWith lines"
 

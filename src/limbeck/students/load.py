@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from limbeck.core.check import LimbeckError, require
-from limbeck.core.models import check_same_tokenizer, first_line, place
+from limbeck.core.models import BROKEN, check_same_tokenizer, first_line, place
 from limbeck.students.layers import every_other, keep_layers, parse_size, shape, smaller
 
 Kind = Literal["base", "masked", "causal"]
@@ -28,7 +28,7 @@ def load_model(name: str | Path, kind: Kind, dtype: Dtype = "float32") -> tuple[
         tokenizer = transformers.AutoTokenizer.from_pretrained(where)
         auto = getattr(transformers, AUTO[kind])
         model, info = auto.from_pretrained(where, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, KeyError) as error:
+    except BROKEN as error:
         raise LimbeckError(
             f"cannot load {str(name)!r} as a {kind} model: {first_line(error)}; give a folder or a Hub id"
         ) from None
@@ -50,7 +50,6 @@ def load_as_saved(name: str | Path) -> tuple[Any, Any]:
     Raises ``LimbeckError`` if there is no such model, or its files are broken or lack weights.
     """
     import transformers
-    from safetensors import SafetensorError
 
     where = place(name)
     try:
@@ -58,7 +57,7 @@ def load_as_saved(name: str | Path) -> tuple[Any, Any]:
         saved = transformers.AutoConfig.from_pretrained(where).architectures or ["AutoModel"]
         auto = getattr(transformers, saved[0])
         model, info = auto.from_pretrained(where, dtype="auto", output_loading_info=True)
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except (*BROKEN, AttributeError) as error:
         raise LimbeckError(
             f"cannot load a model and its tokenizer from {str(name)!r}: {first_line(error)}; give a folder or a Hub id"
         ) from None
