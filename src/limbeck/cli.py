@@ -34,8 +34,9 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command] | No
         print(f"limbeck: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        line = " ".join(["limbeck", *words])
-        print(f"\nlimbeck: stopped; the same command again goes on from the last checkpoint: {line}", file=sys.stderr)
+        again = " ".join(["limbeck", *words])
+        said = "stopped; a run goes on from its last checkpoint with the same command"
+        print(f"\nlimbeck: {said}: {again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -45,7 +45,7 @@ class Run:
     accumulate: int = 1
     """Batches per optimizer step; a step sees accumulate x batch rows per process."""
     save_every: int | None = None
-    """Steps between checkpoints; by default one every ten minutes."""
+    """Steps between checkpoints; by default a tenth of the run, and ten minutes at most."""
     tracker: Literal["none", "tensorboard"] = "none"
     """Where metrics go besides metrics.jsonl."""
 
@@ -143,7 +143,7 @@ def _first_rank() -> bool:
 
 
 def _check_numbers(cfg: Run) -> None:
-    for name in ("accumulate", "save_every", "steps", "batch"):
+    for name in ("accumulate", "save_every", "steps", "batch", "length", "shots", "tasks", "queries", "prompt_steps"):
         value = getattr(cfg, name, None)
         flag = name.replace("_", "-")
         require(not isinstance(value, int) or value >= 1, f"--{flag} {value}: expected a whole number of at least 1")

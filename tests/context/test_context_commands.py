@@ -108,6 +108,7 @@ def test_evaluate_writes_a_table(world: Path, tmp_path: Path, capsys: pytest.Cap
         ("complete --vectors {w}/v.safetensors --input x --distiller {t}/other", "writes for another LLM"),
         ("evaluate --distiller {w}/mend --tasks {w}/tasks --out {t}/e", "12 training rows, but 16 demonstrations"),
         ("evaluate --distiller {w}/mend --tasks {w}/tasks --partition p --out {t}/e", "partitions/p.json"),
+        ("evaluate --distiller {w}/mend --tasks {w}/tasks --queries 0 --out {t}/e", "--queries 0: expected"),
         ("evaluate --distiller {w}/mend --partition hr_to_hr --out {t}/e", "did you mean 'hr_to_lr'"),
     ],
 )

@@ -105,6 +105,7 @@ def complete(cfg: Complete) -> None:
 
 def evaluate(cfg: Evaluate) -> None:
     """Zero-shot, the demonstrations' text and vectors, compared on tasks: scores and costs in one table."""
+    require(cfg.queries is None or cfg.queries >= 1, f"--queries {cfg.queries}: expected a number of at least 1")
     distiller = Distiller.from_pretrained(cfg.distiller)
     seeds = cfg.seeds or _seeds(cfg.tasks)
     splits = {seed: _splits(cfg, seed) for seed in seeds}

@@ -271,6 +271,7 @@ def test_attention_of_decoders_is_compared_under_the_causal_mask():
         ({}, {}, Config(teacher_layer=5), "--teacher-layer 5: the teacher has layers 1 to 4"),
         ({"hidden_size": 12}, {}, Config(version=2, relation_heads=8), "--relation-heads 8: has to divide .* 12 and"),
         ({}, {}, Config(version=2), "--relation-heads 48: has to divide"),
+        ({}, {}, Config(version=2, relation_heads=0), "--relation-heads 0: expected"),
     ],
 )
 def test_pairs_that_cannot_be_compared_are_refused(student, teacher, cfg, message):

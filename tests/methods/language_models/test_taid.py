@@ -284,6 +284,7 @@ def test_the_command_on_a_model_and_data_of_the_user(files, data, dtype):
         ({"data": "nothing.txt"}, "nothing.txt: no such file"),
         ({"objective": "revers_kl"}, "did you mean 'reverse_kl'"),
         ({"t_start": 1.0}, "0 <= t_start < t_end"),
+        ({"hard": 2.0}, "--hard 2.0: expected a share"),
     ],
 )
 def test_mistakes_of_the_user_leave_nothing_behind(files, changes, message):

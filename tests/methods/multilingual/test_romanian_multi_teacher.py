@@ -196,6 +196,8 @@ def test_the_command_on_models_and_text_of_the_user(files):
         ({"weights": (0.5, 0.2, 0.3)}, "3 weights for 2 sources"),
         ({"weights": (0.5, 0.6)}, "add up to 1"),
         ({"student": "nowhere"}, "cannot load 'nowhere' as a masked model"),
+        ({"soft": -1.0}, "--soft -1.0: expected a weight"),
+        ({"soft": 0, "hard": 0, "cosine": 0}, "all three weights are 0"),
     ],
 )
 def test_mistakes_leave_nothing_behind(files, changes, message):

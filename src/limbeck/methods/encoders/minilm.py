@@ -145,6 +145,7 @@ def check_pair(student: Any, teacher: Any, cfg: Config) -> None:
             f"version 1 needs equal numbers of heads, but the student has {heads} and the teacher {teacher_heads}; "
             "use --version 2 with --relation-heads that divide both widths"
         )
+    require(cfg.relation_heads >= 1, f"--relation-heads {cfg.relation_heads}: expected a whole number of at least 1")
     if cfg.version == 2 and (width % cfg.relation_heads or teacher_width % cfg.relation_heads):
         raise LimbeckError(
             f"--relation-heads {cfg.relation_heads}: has to divide the student's width {width} and the teacher's "

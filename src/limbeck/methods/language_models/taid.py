@@ -194,6 +194,7 @@ def taid(
 def paced_by(cfg: Config) -> AdaptiveT:
     """The pace that ``cfg`` asks for; settings that make no sense are refused."""
     one_of(cfg.objective, GOALS, "--objective")
+    require(0 <= cfg.hard <= 1, f"--hard {cfg.hard}: expected a share from 0 to 1")
     alpha = max(5e-4, 4 / max(1, cfg.steps)) if cfg.alpha is None else cfg.alpha
     return AdaptiveT(cfg.t_start, cfg.t_end, alpha, cfg.beta, adaptive=cfg.objective == "taid")
 

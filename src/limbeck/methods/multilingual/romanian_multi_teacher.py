@@ -93,6 +93,8 @@ def multi_teacher_loss(cfg: Config) -> Objective:
         "hard": (cfg.hard, hard()),
         "cosine": (cfg.cosine, over_members(hidden("cosine"), cfg.weights or None)),
     }
+    for name, (weight, _) in parts.items():
+        require(weight >= 0, f"--{name} {weight}: expected a weight of at least 0")
     wanted = {name: part for name, part in parts.items() if part[0] > 0}
     require(wanted, "romanian_multi_teacher: all three weights are 0, so there is nothing to learn; raise one")
     return weighted(**wanted)
@@ -160,6 +162,7 @@ def check_teachers(tokenizers: Mapping[str, Any]) -> None:
 
 def main(cfg: Config) -> Path:
     """Distil the teachers into ``cfg.student`` on ``cfg.data``; writes the student, its loyalty and a report."""
+    multi_teacher_loss(cfg)  # refuses weights that make no sense
     seed_all(cfg.seed)
     loaded = _teachers(cfg)
     check_teachers({name: tokenizer for name, (_, tokenizer) in loaded.items()})
