@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,17 @@ def test_complete_chooses_or_writes(world: Path, capsys: pytest.CaptureFixture[s
     assert run("context", "complete", *flags, "--tokens", 4) == 0
     written = capsys.readouterr().out.strip()
     assert written == Vectors.load(world / "v.safetensors").complete("great film", tokens=4)
+
+
+def test_an_llm_that_has_moved_is_named(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--vectors", world / "v.safetensors", "--input", "great film", "--options", "good,bad")
+    assert run("context", "complete", *flags) == 0
+    before = capsys.readouterr().out
+    shutil.copytree(world / "llm", tmp_path / "moved")
+    assert run("context", "complete", *flags, "--llm", tmp_path / "moved") == 0
+    assert capsys.readouterr().out == before
+    assert run("context", "complete", *flags, "--llm", tmp_path / "nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_evaluate_writes_a_table(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

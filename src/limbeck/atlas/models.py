@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from limbeck.core.check import LimbeckError
 
@@ -18,11 +17,3 @@ def shipped(name: str) -> Path:
         have = sorted(p.parent.name for p in WEIGHTS.glob("*/config.json"))
         raise LimbeckError(f"no model named {name!r} ships with limbeck; there are {', '.join(have) or 'none'}")
     return folder
-
-
-def load_lm() -> tuple[Any, Any]:
-    """The small language model that learns tasks in context (a Llama, see ``train_lm``) in fp32, and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = shipped("lm")
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval(), AutoTokenizer.from_pretrained(folder)

@@ -11,6 +11,7 @@ from limbeck.atlas.tasks import partition as atlas_partition
 from limbeck.context.answer import behind_vectors
 from limbeck.context.distiller import Distiller
 from limbeck.context.evaluate import Result, Split, check_task, compare, makers, result_table, split_tasks
+from limbeck.context.host import load_llm
 from limbeck.context.vectors import Vectors
 from limbeck.core.check import require
 from limbeck.core.save import make_folder, write_atomic, write_json
@@ -46,6 +47,8 @@ class Complete:
     """Folder of the distiller that made the vectors, to have that checked."""
     tokens: int = 32
     """Most tokens of a written answer."""
+    llm: str | None = None
+    """Folder or Hub id of the LLM, if it no longer is where it was when the vectors were made."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Evaluate:
     """Draws of demonstrations; by default those in the files' names (MetaICL: 13 21 42 87 100), else 0 1 2."""
     queries: int | None = None
     """Most queries per task; by default all."""
+    llm: str | None = None
+    """Folder or Hub id of the LLM, if it no longer is where it was when the distiller was made."""
 
 
 def distill(cfg: Distill) -> None:
@@ -95,10 +100,11 @@ def complete(cfg: Complete) -> None:
             f"{cfg.vectors} was made for {vectors.host.llm}, but the distiller in {cfg.distiller} writes for another "
             f"LLM ({host.llm}); give the one that made the vectors",
         )
+    llm = load_llm(cfg.llm) if cfg.llm else (None, None)
     if not options:
-        print(behind_vectors(vectors).complete(cfg.input, tokens=cfg.tokens))
+        print(behind_vectors(vectors, *llm).complete(cfg.input, tokens=cfg.tokens))
         return
-    scores = behind_vectors(vectors).score(cfg.input, options)
+    scores = behind_vectors(vectors, *llm).score(cfg.input, options)
     for option in sorted(scores, key=scores.__getitem__, reverse=True):
         print(f"{option}\t{scores[option]:.4f}")
 
@@ -112,7 +118,8 @@ def evaluate(cfg: Evaluate) -> None:
     for task in (task for parts in splits.values() for part in parts for task in part.test):
         check_task(task, cfg.shots)
     make_folder(cfg.out)
-    lm, tokenizer = distiller.host.load()
+    lm, tokenizer = load_llm(cfg.llm) if cfg.llm else distiller.host.load()
+    distiller.host.check(lm, f"the distiller in {cfg.distiller}")
     contexts = makers(lm, tokenizer, {"vectors": distiller.to(lm.device)})
     results: list[Result] = []
     for seed, parts in splits.items():
