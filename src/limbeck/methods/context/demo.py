@@ -129,8 +129,8 @@ it can but guess; in-context learning (ICL) reads all of them before every query
 writes 16 vectors that the same model reads instead; CE only is the same distiller with a stage 2 \
 that has no teacher (HyperTuning's loss), prompt tuning trains 16 vectors on the demonstrations themselves.
 
-No test task was in anybody's training: not in the language model's, not in stage 1, which saw other tasks of all kinds, \
-and not in stage 2, whose tasks are those of the partition hr_to_lr: locales with much text, no amounts of money."""
+No test task was in anybody's training: not in the language model's, not in stage 1, which saw other tasks of all \
+kinds, and not in stage 2, whose tasks are those of the partition hr_to_lr: locales with much text, no amounts."""
 
 COSTS = """Scores are accuracy, or macro-F1 where a task is classification, averaged over tasks. Per query: positions \
 that the context takes, operations (MFLOP) to read context and query without a cache, key-value cache (KV kB), and \
