@@ -59,7 +59,7 @@ class Config(Run):
     teacher_dtype: Dtype = "float32"
     """Number format in which the teacher is held; losses are computed in float32 whatever it is."""
     student: str = "every-other"
-    """Folder or Hub id, a size like 6x384 (the teacher's architecture anew), or every-other (half of its layers)."""
+    """Folder or Hub id; 6x384 or half: the teacher's architecture anew; every-other: a copy of half of its layers."""
     data: str | None = None
     """jsonl with prompt and completion, or text (jsonl, txt, parquet, folder, Hub id); by default the atlas."""
     objective: Literal["taid", "linear", "forward_kl", "reverse_kl", "jsd", "total_variation"] = "taid"
