@@ -59,7 +59,7 @@ class Config(Run):
     teacher_dtype: Dtype = "float32"
     """Number format in which the teacher is held; losses are computed in float32 whatever it is."""
     student: str = "every-other"
-    """every-other: a copy of half of the first teacher's layers (the paper); 6x768 or half: anew; a folder or Hub id."""
+    """every-other: a copy of half of the first teacher's layers (paper); 6x768 or half: anew; a folder or Hub id."""
     data: str | None = None
     """Text: jsonl, txt, parquet, folder or Hub id (paper: OSCAR and Wikipedia); by default the atlas in Romanian."""
     weights: tuple[float, ...] = ()
