@@ -211,3 +211,11 @@ def test_endless_rows_of_like_size_share_a_batch():
     assert sum(ids.numel() for ids in seen) < 512 * 7 * 0.75
     single = Batches(Rows(), lambda found: {"ids": pad(found)}, 1, shuffle=False, size_of=len)
     assert [single.at(i)["ids"][0, 0].item() for i in range(4)] == seen[0][:, 0].tolist()
+
+
+def test_few_rows_of_like_size_come_once_per_epoch_too():
+    rows = [[n] * (1 + n % 5) for n in range(37)]
+    stream = Batches(rows, lambda found: {"ids": pad(found)}, 1, size_of=len)
+    for epoch in range(3):
+        seen = [stream.at(37 * epoch + number)["ids"][0, 0].item() for number in range(37)]
+        assert sorted(seen) == list(range(37))

@@ -107,12 +107,14 @@ class Batches:
     def _among_alike(self, index: int) -> int:
         """The same with the rows of each window ordered by size, in chunks."""
         assert self.size_of is not None
-        number, place = divmod(index, WINDOW)
+        length = min(WINDOW, self.size or WINDOW)  # never more than an epoch, so that no batch holds a row twice
+        number, place = divmod(index, length)
         if self._window[0] != number:
-            rows = [self._plain(i) for i in range(number * WINDOW, (number + 1) * WINDOW)]
-            order = np.argsort([self.size_of(self.rows[row]) for row in rows], kind="stable")
-            turns = np.random.default_rng([self.seed, 2, number]).permutation(WINDOW // CHUNK)
-            self._window = number, np.asarray(rows)[order.reshape(-1, CHUNK)[turns].ravel()]
+            rows = np.asarray([self._plain(i) for i in range(number * length, (number + 1) * length)])
+            rows = rows[np.argsort([self.size_of(self.rows[row]) for row in rows], kind="stable")]
+            chunks = [rows[i : i + CHUNK] for i in range(0, length, CHUNK)]
+            turns = np.random.default_rng([self.seed, 2, number]).permutation(len(chunks))
+            self._window = number, np.concatenate([chunks[turn] for turn in turns])
         return int(self._window[1][place])
 
 
