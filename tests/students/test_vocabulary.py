@@ -281,7 +281,7 @@ def test_the_check_sees_a_wrong_row_a_wrong_bias_and_a_wrong_tokenizer():
         right = tensor.detach().clone()
         with torch.no_grad():
             tensor[..., -1] += 1e-6
-        with pytest.raises(LimbeckError, match="rows 0 to 4096 of the trimmed MBartForConditionalGeneration"):
+        with pytest.raises(LimbeckError, match="rows 0 to 1024 of the trimmed MBartForConditionalGeneration"):
             check_same_logits(model, tokenizer, small, small_tokenizer, HOME)
         with torch.no_grad():
             tensor.copy_(right)

@@ -13,12 +13,12 @@ from limbeck.core.check import LimbeckError, require
 from limbeck.students.rows import table_rows, vocabulary_tensors
 from limbeck.students.vocabulary import kept_rows
 
-CHUNK = 4096  # rows that are compared at a time, so that a check costs little memory
+CHUNK = 1024  # rows that are compared at a time, so that a check costs little memory
 
 
 @torch.no_grad()
 def check_same_logits(
-    model: Any, tokenizer: Any, small: Any, small_tokenizer: Any, texts: Iterable[str], most: int = 8, length: int = 16
+    model: Any, tokenizer: Any, small: Any, small_tokenizer: Any, texts: Iterable[str], most: int = 8, length: int = 8
 ) -> int:
     """Verify a trimmed model against its original: bit-equal on kept tokens, or ``LimbeckError``.
 

@@ -241,7 +241,10 @@ def _sections(metrics: Mapping[str, Any], curve: tuple[list[int], list[float]], 
     names = {"parameters": "parameters", "embedding": "of these in tables", "rows": "rows", "bytes": "bytes"}
     rows = [(label, before[key], after[key], after[key] / before[key]) for key, label in names.items()]
     rows.insert(2, ("tokens", tokens["before"], tokens["after"], tokens["after"] / tokens["before"]))
-    checked = f"Ids and logits of {metrics['texts_checked']} covered texts are those of the original, bit for bit."
+    texts = (
+        f"ids and logits of {metrics['texts_checked']} covered texts" if metrics["texts_checked"] else "no whole text"
+    )
+    checked = f"Compared with the original, and the same bit for bit: all rows, {texts}."
     sizes = Table("Before and after", ("", "before", "after", "share"), rows, checked)
     covered = Table("Running tokens that are kept", ("corpus", "share"), list(metrics["coverage"].items()), digits=5)
     line = Curve("Running tokens covered by the most frequent tokens", {"covered": curve}, "tokens kept", "share")
