@@ -8,7 +8,7 @@ from limbeck.context.collate import SHARE, Collate, Documents, query_batch
 from limbeck.context.distiller import Distiller
 from limbeck.core.batch import Batch
 from limbeck.data.stream import Batches
-from limbeck.data.tasks import Episode, Task, TaskPool, episodes
+from limbeck.data.tasks import Episode, Episodes, Task, TaskPool
 from limbeck.data.templates import Example
 from limbeck.sources.views import positions
 
@@ -36,7 +36,7 @@ def episode_stream(
 
     ``noise``: share of answers replaced by random ones; ``ablation`` damages demonstrations (``data.ablations``).
     """
-    drawn = episodes(TaskPool(tasks, cap), shots, seed, ablation, noise)
+    drawn = Episodes(TaskPool(tasks, cap), shots, seed, ablation, noise)
     return Batches(drawn, distiller.collate(), batch, seed, shuffle=False, size_of=_characters)
 
 

@@ -130,10 +130,16 @@ def _check_options(options: list[str], output: str, where: str) -> None:
 
 @dataclass(frozen=True)
 class Episode:
-    """A query and the demonstrations that come before it."""
+    """Demonstrations and the query behind them; ``more`` holds further queries of the same demonstrations."""
 
     demos: tuple[Example, ...]
     query: Example
+    more: tuple[Example, ...] = ()
+
+    @property
+    def queries(self) -> tuple[Example, ...]:
+        """Every query; each is answered from the demonstrations alone, not from the queries beside it."""
+        return (self.query, *self.more)
 
 
 class TaskPool:
@@ -169,13 +175,22 @@ class Episodes:
 
     Every row is a query once per epoch, in an order shuffled per epoch; its ``shots`` demonstrations are other rows of
     the same task, drawn uniformly without replacement and anew at every visit. ``ablation`` changes demonstrations (see
-    ``data.ablations``); ``noise`` is the probability that the query's output is replaced by a random label.
+    ``data.ablations``); ``noise`` is the probability that a query's output is replaced by a random label. ``asked``
+    queries go with each set of demonstrations, fewer where a task has not so many rows: the row whose turn it is, and
+    others that are no demonstration.
     """
 
     def __init__(
-        self, pool: TaskPool, shots: int = 16, seed: int = 0, ablation: str = "none", noise: float = 0.0
+        self,
+        pool: TaskPool,
+        shots: int = 16,
+        seed: int = 0,
+        ablation: str = "none",
+        noise: float = 0.0,
+        asked: int = 1,
     ) -> None:
         require(shots >= 1, f"an episode needs at least one demonstration, but shots is {shots}")
+        require(asked >= 1, f"an episode needs at least one query, but {asked} are asked for")
         require(0 <= noise <= 1, f"noise is a probability, but got {noise}")
         one_of(ablation, ABLATIONS, "ablation")
         for task, rows in zip(pool.tasks, pool.rows, strict=True):
@@ -185,6 +200,7 @@ class Episodes:
                     f"{shots + 1}; lower shots or add rows"
                 )
         self.pool, self.shots, self.seed, self.ablation, self.noise = pool, shots, seed, ablation, noise
+        self.asked = asked
         self.position = 0
 
     def __getitem__(self, index: int) -> Episode:
@@ -192,10 +208,12 @@ class Episodes:
         epoch, place = divmod(index, len(self.pool))
         task, row = self.pool.place(int(permutation(len(self.pool), self.seed, epoch)[place]))
         rows = self.pool.rows[task]
-        others = rng.choice(len(rows) - 1, self.shots, replace=False)
-        demos = [rows[i + (i >= row)] for i in others]
-        query = random_label(rows[row], rows, rng) if rng.random() < self.noise else rows[row]
-        return Episode(tuple(ABLATIONS[self.ablation](demo, rows, rng) for demo in demos), query)
+        drawn = rng.choice(len(rows) - 1, min(self.shots + self.asked, len(rows)) - 1, replace=False)
+        others = [rows[i + (i >= row)] for i in drawn]
+        queries = [rows[row], *others[self.shots :]]
+        asked = [random_label(query, rows, rng) if rng.random() < self.noise else query for query in queries]
+        demos = tuple(ABLATIONS[self.ablation](demo, rows, rng) for demo in others[: self.shots])
+        return Episode(demos, asked[0], tuple(asked[1:]))
 
     def __iter__(self) -> Iterator[Episode]:
         while True:
@@ -211,13 +229,10 @@ class Episodes:
         self.position = int(state["position"])
 
     def __repr__(self) -> str:
-        how = f"shots={self.shots}, seed={self.seed}, ablation={self.ablation!r}, noise={self.noise}"
+        how = f"shots={self.shots}, seed={self.seed}, ablation={self.ablation!r}, noise={self.noise}, asked={self.asked}"
         return f"Episodes({self.pool!r}, {how}, position={self.position})"
 
 
-def episodes(pool: TaskPool, shots: int = 16, seed: int = 0, ablation: str = "none", noise: float = 0.0) -> Episodes:
-    """Endless, index-addressed episodes of a pool; see ``Episodes``."""
-    return Episodes(pool, shots, seed, ablation, noise)
 
 
 def demonstrations(task: Task, shots: int = 16, seed: int = 0, ablation: str = "none") -> tuple[Example, ...]:
