@@ -1,4 +1,4 @@
-"""``limbeck vocab-trim`` from files to files."""
+"""``limbeck vocab_trim`` from files to files."""
 
 import copy
 import json

@@ -50,7 +50,7 @@ AT_ONCE = 256  # positions whose distributions over the vocabulary stand in memo
 
 @dataclass(frozen=True)
 class Config(Run):
-    """Settings of ``limbeck romanian-multi-teacher``."""
+    """Settings of ``limbeck romanian_multi_teacher``."""
 
     out: Path = Path("runs/romanian_multi_teacher")
     """Folder that the run writes."""

@@ -58,7 +58,7 @@ QUIET_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Config(Run):
-    """Settings of ``limbeck vocab-trim``."""
+    """Settings of ``limbeck vocab_trim``."""
 
     out: Path = Path("runs/vocab_trim")
     """Folder that the run writes."""
