@@ -92,9 +92,9 @@ def build(tokenizer: PreTrainedTokenizerBase) -> BertForMaskedLM:
 
 
 def sinusoids(positions: int, width: int) -> Tensor:
-    """Waves positions x width (Vaswani et al. 2017, section 3.5, base 1000) to start from.
+    """Waves positions x width to start from: Vaswani et al. 2017, section 3.5, with base 1000 for these short rows.
 
-    From random positions, a model this small needs three times the text before it looks at its neighbours at all.
+    A choice: neighbours differ from the first step on, where random positions would have to learn it. Not compared.
     """
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(1000.0) / width))
     angles = torch.arange(positions)[:, None] * rates
