@@ -7,6 +7,7 @@ Keys of a batch (b rows; all right-padded; each ``*_mask`` is boolean):
 ``targets, answer`` b t      the answer's tokens, shifted (``core.batch.shift``)
 ``demos, demos_mask``        what the distiller reads: b n, or b g n with groups
 ``context, context_mask``    what the LLM reads in full: b n
+``segment`` b t              which query a token belongs to, where a row has several
 ``encoder_ids, encoder_mask``  the query's input, where an encoder-decoder reads it on the encoder's side
 ===========================  ===========================================================================
 """
@@ -49,8 +50,8 @@ class Collate:
 
     def __call__(self, episodes: Sequence[Episode]) -> Batch:
         """Batch of ``len(episodes)`` rows."""
-        queries = [self.query(e.query.input, e.query.output) for e in episodes]
-        batch = query_batch(queries)
+        asked = [[self.query(query.input, query.output) for query in episode.queries] for episode in episodes]
+        batch = several_batch(asked) if any(len(row) > 1 for row in asked) else query_batch([row[0] for row in asked])
         batch |= _grouped([self.demos(e.demos) for e in episodes])
         return batch | padded("context", [self.context(e.demos) for e in episodes])
 
@@ -173,6 +174,16 @@ def query_batch(queries: Sequence[Query]) -> Batch:
     if queries[0].encoder is not None:
         batch |= padded("encoder_ids", [query.encoder or [] for query in queries], "encoder_mask")
     return batch
+
+
+def several_batch(rows: Sequence[Sequence[Query]]) -> Batch:
+    """Rows of several queries one after another, told apart by ``segment`` (1, 2 ...); for a decoder."""
+    require(all(query.encoder is None for row in rows for query in row), "an encoder-decoder reads one query per row")
+    ids = [[token for query in row for token in query.ids] for row in rows]
+    segments = [[number for number, query in enumerate(row, 1) for _ in query.ids] for row in rows]
+    keep = [[i >= max(query.prompt, 1) for query in row for i in range(len(query.ids))] for row in rows]
+    batch = next_token_batch(pad(ids), lengths_mask(ids), pad(keep).bool())
+    return batch | {"segment": pad(segments)}
 
 
 def padded(name: str, rows: Sequence[Sequence[int]], mask: str | None = None) -> Batch:

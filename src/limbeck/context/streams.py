@@ -31,12 +31,14 @@ def episode_stream(
     cap: int = 16_384,
     noise: float = 0.0,
     ablation: str = "none",
+    asked: int = 1,
 ) -> Batches:
     """Stage 2: every row of every task is a query, with ``shots`` other rows of its task as demonstrations.
 
-    ``noise``: share of answers replaced by random ones; ``ablation`` damages demonstrations (``data.ablations``).
+    ``noise``: share of answers replaced by random ones; ``ablation`` damages demonstrations (``data.ablations``);
+    ``asked``: queries for each set of demonstrations, in one row.
     """
-    drawn = Episodes(TaskPool(tasks, cap), shots, seed, ablation, noise)
+    drawn = Episodes(TaskPool(tasks, cap), shots, seed, ablation, noise, asked)
     return Batches(drawn, distiller.collate(), batch, seed, shuffle=False, size_of=_characters)
 
 

@@ -7,6 +7,7 @@ Keys that mean the same everywhere (b rows, t positions):
 ``mask`` b t bool         true at real tokens, false at padding
 ``targets`` b t           what position t has to predict, ``IGNORE`` where nothing is supervised
 ``answer`` b t bool       positions with a supervised target; the unit of the hard loss
+``segment`` b t           which of several texts packed in a row a token belongs to (``sources.segments``)
 ``encoder_ids, encoder_mask``  what the encoder of an encoder-decoder reads
 ``labels`` b              class or score of the whole row
 ========================  ======================================================================

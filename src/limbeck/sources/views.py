@@ -7,7 +7,10 @@ between two views of the same model.
 
 Decoder-only models read ``[context; query]``; the signals are those of the query's positions, so index i of a row
 predicts query token i + 1. Encoder-decoder models read the context on the encoder side (followed by ``encoder_ids``
-where the batch has them) and ``ids`` on the decoder side. Everything is right-padded and padding between two pieces is
+where the batch has them) and ``ids`` on the decoder side. A row may hold several queries, told apart by
+``batch["segment"]`` (``sources.segments``): each then reads the context and itself alone.
+
+Everything is right-padded and padding between two pieces is
 closed (``pack``), so a row gives the same numbers whatever stands beside it, for any kind of positions.
 """
 
@@ -24,6 +27,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.check import require
 from limbeck.core.signals import Signals
 from limbeck.sources.readout import instead, output_layer, readout, reads_out
+from limbeck.sources.segments import apart
 
 Enter = Literal["embeddings", "states"]
 
@@ -68,11 +72,18 @@ class View:
         """The model's inputs, context and query in one row, and where the query stands in it."""
         query = self.model.get_input_embeddings()(batch["ids"])
         joined, mask, where = pack(context.vectors.to(query.dtype), context.mask, query, batch["mask"])
-        check_positions(self.model, joined.shape[1])
-        return {"inputs_embeds": joined, "attention_mask": mask.long()}, where
+        inputs, length = {"inputs_embeds": joined, "attention_mask": mask.long()}, joined.shape[1]
+        if "segment" in batch:
+            everyone = torch.zeros(context.mask.shape, dtype=torch.long, device=mask.device)
+            segment, _, _ = pack(everyone, context.mask, batch["segment"], batch["mask"])
+            inputs |= apart(self.model, segment, mask)
+            length = int(inputs["position_ids"].max()) + 1
+        check_positions(self.model, length)
+        return inputs, where
 
     def _seq2seq(self, context: Context, batch: Batch) -> tuple[dict[str, Any], Tensor]:
         """The model's inputs, context for the encoder and query for the decoder, and where the query stands."""
+        require("segment" not in batch, "an encoder-decoder reads one query per row; ask one query per context")
         table = self.model.get_input_embeddings()
         vectors, mask = context.vectors.to(table.weight.dtype), context.mask
         if "encoder_ids" in batch:
