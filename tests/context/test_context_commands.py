@@ -11,7 +11,6 @@ import tiny_llms
 import torch
 
 from limbeck.cli import main
-from limbeck.context.backbone import load_backbone
 from limbeck.context.distiller import Distiller
 from limbeck.context.host import load_llm
 from limbeck.context.vectors import Vectors
@@ -25,7 +24,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = tiny_llms.save("gpt2", folder / "small", width=8, layers=1, seed=1)
     lm, tokenizer = load_llm(llm)
     settings = {"length": 3, "limit": 20, "budget": 40, "context": 60}
-    Distiller.build(lm, llm, tokenizer, load_backbone(small, False), **settings).save_pretrained(folder / "mend")
+    Distiller.build(lm, llm, tokenizer, small, **settings).save_pretrained(folder / "mend")
     tiny_llms.write_rows(folder / "demos.jsonl", tiny_llms.task().train[:4])
     tiny_llms.write_tasks(folder / "tasks")
     run(

@@ -1,14 +1,15 @@
-"""Models by name: from disk, by size, by copying layers; tokenizers that differ are refused."""
+"""Students by name: from disk, by size, by copying layers; another tokenizer than the teacher's is refused."""
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from limbeck.core.check import LimbeckError
-from limbeck.core.models import check_same_tokenizer
+from limbeck.models.load import load_model
+from limbeck.models.tokenizers import check_same_tokenizer
 from limbeck.students.layers import shape
-from limbeck.students.load import load_model, load_student
+from limbeck.students.load import load_student
 
 WORDS = ["[UNK]", "[PAD]", "[MASK]", "[CLS]", "[SEP]", "a", "b", "c", "probe"]
 SIZES = {"vocab_size": 9, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
@@ -21,65 +22,34 @@ def tokenizer(words=WORDS, lower: bool = False) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
+def bert(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "bert"
     torch.manual_seed(0)
-    for name, model in {
-        "bert": BertForMaskedLM(BertConfig(**SIZES)),
-        "llama": LlamaForCausalLM(LlamaConfig(**SIZES)),
-    }.items():
-        model.save_pretrained(folder / name)
-        tokenizer().save_pretrained(folder / name)
+    BertForMaskedLM(BertConfig(**SIZES)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "expected"),
-    [("bert", "masked", "BertForMaskedLM"), ("bert", "base", "BertModel"), ("llama", "causal", "LlamaForCausalLM")],
-)
-def test_models_load_from_disk(saved, name, kind, expected):
-    model, tok = load_model(str(saved / name), kind)
-    assert type(model).__name__ == expected
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert tok("a b")["input_ids"] == [5, 6]
-
-
-def test_students_are_made_from_their_teacher(saved):
-    teacher, tok = load_model(saved / "bert", "masked")
+def test_students_are_made_from_their_teacher(bert):
+    teacher, tok = load_model(bert, "masked")
     assert shape(load_student("2x8", teacher, tok, "masked")) == (2, 8, 2)
     assert shape(load_student("half", teacher, tok, "masked")) == (2, 8, 2)
     copied = load_student("every-other", teacher, tok, "masked")
     assert shape(copied) == (2, 16, 2)
     assert torch.equal(copied.bert.embeddings.word_embeddings.weight, teacher.bert.embeddings.word_embeddings.weight)
-    loaded = load_student(saved / "bert", teacher, tok, "masked")
+    loaded = load_student(bert, teacher, tok, "masked")
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), teacher.parameters(), strict=True))
 
 
-def test_students_are_in_float32_whatever_the_teacher_is(saved):
-    teacher, tok = load_model(saved / "bert", "masked", "bfloat16")
+def test_students_are_in_float32_whatever_the_teacher_is(bert):
+    teacher, tok = load_model(bert, "masked", "bfloat16")
     assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
     for name in ("2x8", "half", "every-other"):
         assert {p.dtype for p in load_student(name, teacher, tok, "masked").parameters()} == {torch.float32}
 
 
-def test_weights_that_would_be_random_are_refused(saved, tmp_path):
-    model, tok = load_model(saved / "bert", "base")
-    assert model.pooler is None, "the masked LM has none"
-    model.save_pretrained(tmp_path)
-    tok.save_pretrained(tmp_path)
-    with pytest.raises(
-        LimbeckError, match=r"holds no weights for cls.predictions.* as a masked model it would be random"
-    ):
-        load_model(tmp_path, "masked")
-
-
-def test_a_shipped_model_that_is_not_there_is_named():
-    with pytest.raises(LimbeckError, match="limbeck:atlas/weights/nothing: this installation does not hold that model"):
-        load_model("limbeck:atlas/weights/nothing", "base")
-
-
-def test_a_student_with_another_tokenizer_is_refused(saved, tmp_path):
-    teacher, tok = load_model(saved / "bert", "masked")
+def test_a_student_with_another_tokenizer_is_refused(bert, tmp_path):
+    teacher, tok = load_model(bert, "masked")
     teacher.save_pretrained(tmp_path)
     tokenizer([*WORDS[:5], "b", "a", "c", "probe"]).save_pretrained(tmp_path)
     with pytest.raises(LimbeckError, match=r"of which 2 differ \(such as \['a'\]\)"):
@@ -92,15 +62,8 @@ def test_tokenizers_that_only_split_differently_are_refused():
         check_same_tokenizer(tokenizer(), tokenizer(lower=True))
 
 
-@pytest.mark.parametrize("name", ["empty", "missing"])
-def test_a_folder_without_a_model_is_named(tmp_path, name):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(LimbeckError, match=rf"cannot load '.*{name}' as a causal model"):
-        load_model(tmp_path / name, "causal")
-
-
-def test_a_single_layer_cannot_be_halved(saved):
-    teacher, tok = load_model(saved / "bert", "masked")
+def test_a_single_layer_cannot_be_halved(bert):
+    teacher, tok = load_model(bert, "masked")
     single = load_student("1x16", teacher, tok, "masked")
     with pytest.raises(LimbeckError, match="--student every-other: the teacher has a single layer"):
         load_student("every-other", single, tok, "masked")

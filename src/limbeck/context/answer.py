@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from limbeck.context.collate import Collate
-from limbeck.context.host import device, load_llm, load_tokenizer
+from limbeck.context.host import device, load_llm
 from limbeck.context.vectors import Vectors
 from limbeck.core.check import require
 from limbeck.data.templates import Example
 from limbeck.evaluation.generate import generate
 from limbeck.evaluation.prefix import Prefix, read_prefix
 from limbeck.evaluation.score import best, score_options
+from limbeck.models.load import load_tokenizer
 
 
 @dataclass(frozen=True)

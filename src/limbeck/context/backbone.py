@@ -8,23 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.context.host import unheard
-from limbeck.core.check import LimbeckError, one_of, require
-from limbeck.core.models import BROKEN, first_line, place
+from limbeck.core.check import LimbeckError, first_line, one_of, require
 
 FIRST = 100  # placeholders start as embeddings of tokens from this id on, past the special ones (released code)
-
-
-def load_backbone(name: str | Path, seq2seq: bool) -> Any:
-    """The transformer without head in a folder or Hub repository; for an encoder-decoder LLM its encoder."""
-    from transformers import AutoModel
-
-    try:
-        with unheard():
-            model = AutoModel.from_pretrained(place(name), dtype=torch.float32)
-    except BROKEN as error:
-        raise LimbeckError(f"cannot load the distiller's backbone {str(name)!r}: {first_line(error)}") from None
-    return as_backbone(model, seq2seq)
 
 
 def blank_backbone(said: dict[str, Any], seq2seq: bool, where: Path) -> Any:

@@ -14,16 +14,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from limbeck.context.backbone import blank_backbone, first_placeholders, first_projection, load_backbone
+from limbeck.context.backbone import as_backbone, blank_backbone, first_placeholders, first_projection
 from limbeck.context.collate import Collate
-from limbeck.context.host import Host, load_tokenizer
+from limbeck.context.host import Host
 from limbeck.context.reading import Reading, plan_reading
 from limbeck.context.vectors import Vectors
 from limbeck.core.check import require
-from limbeck.core.models import check_same_tokenizer, place
 from limbeck.core.save import load_tensors, read_json, save_tensors, write_json
 from limbeck.data.stream import lengths_mask, pad
 from limbeck.data.templates import Example
+from limbeck.models.load import load_network, load_tokenizer, place
+from limbeck.models.tokenizers import check_same_tokenizer
 from limbeck.sources.views import gather, pack, positions
 
 CONFIG, WEIGHTS, TOKENIZER, KIND = "config.json", "model.safetensors", "tokenizer", "limbeck-distiller"
@@ -69,7 +70,7 @@ class Distiller(nn.Module):
         host = Host.of(llm, name)
         if isinstance(backbone, str | Path):
             own_tokenizer = own_tokenizer or load_tokenizer(backbone)
-            backbone = load_backbone(backbone, host.seq2seq)
+            backbone = as_backbone(load_network(backbone, "base"), host.seq2seq)
         if own_tokenizer is not None:
             check_same_tokenizer(tokenizer, own_tokenizer, WHOSE)
         plan = plan_reading(host.positions, positions(backbone.config), **reading)

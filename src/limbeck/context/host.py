@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.core.check import LimbeckError, require
-from limbeck.core.models import BROKEN, first_line, place
+from limbeck.core.check import require
+from limbeck.models.load import Dtype, load_model
 from limbeck.sources.views import positions
 
 ARCHITECTURE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -76,27 +74,10 @@ class Host:
             )
 
 
-def load_llm(name: str | Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
-    """The frozen model and its tokenizer: causal or encoder-decoder, as its configuration says.
-
-    ``name`` is a folder, a Hub id or ``limbeck:<folder in the package>``; ``dtype`` None means float32. Code that comes
-    with a model is not run.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    try:
-        with unheard():
-            seq2seq = AutoConfig.from_pretrained(place(name)).is_encoder_decoder
-            auto: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-            model, info = auto.from_pretrained(place(name), dtype=dtype or torch.float32, output_loading_info=True)
-    except BROKEN as error:
-        raise LimbeckError(f"cannot load the language model {str(name)!r}: {first_line(error)}") from None
-    absent = sorted(info["missing_keys"])
-    require(
-        not absent,
-        f"{str(name)!r} holds no weights for {', '.join(absent[:3])}, so they would be random; give a whole model",
-    )
-    return model.eval().requires_grad_(False), load_tokenizer(name)
+def load_llm(name: str | Path, dtype: Dtype = "float32") -> tuple[Any, Any]:
+    """The frozen LLM, causal or encoder-decoder as its configuration says, and its tokenizer."""
+    model, tokenizer = load_model(name, "language", dtype)
+    return model.requires_grad_(False), tokenizer
 
 
 def device() -> torch.device:
@@ -104,32 +85,6 @@ def device() -> torch.device:
     return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device(
         "cpu"
     )
-
-
-def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer that stands beside a model."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(place(name))
-    except BROKEN as error:
-        raise LimbeckError(f"cannot load the tokenizer of {str(name)!r}: {first_line(error)}") from None
-
-
-@contextmanager
-def unheard() -> Iterator[None]:
-    """Inside, transformers loads without progress bars and notes about heads that are not needed."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def fingerprint(model: Any) -> dict[str, Any]:

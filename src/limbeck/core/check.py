@@ -27,3 +27,9 @@ def one_of(value: str, choices: Iterable[str], what: str) -> str:
     near = get_close_matches(value, known, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise LimbeckError(f"{what}: expected one of {', '.join(known)}, but got {value!r}{hint}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says (with the second, where the first only announces it), or its name."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")

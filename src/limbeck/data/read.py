@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from limbeck.core.check import LimbeckError, require
-from limbeck.core.models import first_line
+from limbeck.core.check import LimbeckError, first_line, require
 
 SUFFIXES = (".jsonl", ".txt", ".parquet")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")

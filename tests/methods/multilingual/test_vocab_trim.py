@@ -16,10 +16,10 @@ from limbeck.cli import main as limbeck
 from limbeck.core.check import LimbeckError
 from limbeck.core.stage import distill_step
 from limbeck.methods.multilingual.vocab_trim import Config, heal, healing, main, vocab_trim
+from limbeck.models.load import load_model
 from limbeck.objectives.tokens import soft
 from limbeck.sources.model import model_source
 from limbeck.sources.vocabulary import elsewhere, kept
-from limbeck.students.load import load_as_saved
 from limbeck.students.vocabulary import kept_rows, trim_vocabulary
 
 SYLLABLES = ["ka", "lo", "mi", "neu", "ru", "sti", "tur", "bar", "den", "fol", "gri", "hum"]
@@ -97,8 +97,8 @@ def test_command_writes_a_model_that_loads_and_says_the_same(place, tmp_path, na
     out = tmp_path / "small"
     words = ["vocab_trim", "--model", str(place / name), "--data", str(place / "home.txt"), "--out", str(out)]
     assert limbeck(words) == 0
-    model, tokenizer = load_as_saved(str(place / name))
-    small, small_tokenizer = load_as_saved(str(out))
+    model, tokenizer = load_model(str(place / name), "saved", "auto")
+    small, small_tokenizer = load_model(str(out), "saved", "auto")
     assert type(small) is type(model)
     rows = kept_rows(model, tokenizer, small_tokenizer)
     ids = torch.tensor([small_tokenizer(HOME[7])["input_ids"]])
@@ -131,12 +131,12 @@ def test_equal_weights_keep_more_of_the_small_corpus(place, tmp_path):
 def test_tokens_that_are_named_stay(place, tmp_path):
     away = read_like_bert().tokenize(AWAY[-1])[1]
     cfg = Config(model=str(place / "bert"), data=(str(place / "home.txt"),), always=(away,), out=tmp_path / "named")
-    assert away in load_as_saved(str(main(cfg)))[1].get_vocab()
+    assert away in load_model(str(main(cfg)), "saved", "auto")[1].get_vocab()
 
 
 @pytest.mark.parametrize(("name", "size"), [("bert", 30), ("llama", 30)])
 def test_healing_brings_texts_that_are_cut_anew_nearer_to_the_original(place, name, size):
-    model, tokenizer = load_as_saved(str(place / name))
+    model, tokenizer = load_model(str(place / name), "saved", "auto")
     cfg = Config(size=size, heal=40, batch=8, lr=2e-3)
     small, small_tokenizer, metrics, _ = vocab_trim(model, tokenizer, {"home": HOME}, cfg)
     assert metrics["coverage"]["home"] < 1
@@ -160,7 +160,7 @@ def test_healing_through_the_command(place, tmp_path):
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["heal"]["steps"] == 3
     plain = main(replace(cfg, heal=0, out=tmp_path / "plain"))
-    ours, theirs = (load_as_saved(str(folder))[0].state_dict() for folder in (out, plain))
+    ours, theirs = (load_model(str(folder), "saved", "auto")[0].state_dict() for folder in (out, plain))
     assert any(not torch.equal(ours[key], theirs[key]) for key in ours)
     assert main(cfg) == out  # again in the same folder: the stage is done
 
@@ -182,8 +182,8 @@ def test_one_sentence_and_nothing_written_for_every_mistake(place, tmp_path, cap
         "--min-count 0: expected": ["--min-count", "0"],
         "nothing to trim": ["--always", *sorted(set(read_like_bert().get_vocab()) - {"[PAD]"})],
         "every text is cut as before": ["--min-count", "1", "--heal", "2"],
-        "cannot load a model and its tokenizer from": ["--model", str(tmp_path)],
-        f"cannot load a model and its tokenizer from '{broken}'": ["--model", str(broken)],
+        f"cannot load '{tmp_path}' as a saved model": ["--model", str(tmp_path)],
+        f"cannot load '{broken}' as a saved model": ["--model", str(broken)],
         "--heal needs a masked or causal language model": ["--model", str(place / "classifier"), "--heal", "2"],
     }
     for sentence, words in mistakes.items():
@@ -195,7 +195,7 @@ def test_one_sentence_and_nothing_written_for_every_mistake(place, tmp_path, cap
 
 
 def test_a_slow_tokenizer_is_refused(place):
-    model, _ = load_as_saved(str(place / "bert"))
+    model, _ = load_model(str(place / "bert"), "saved", "auto")
     slow = hf.ByT5Tokenizer()
     with pytest.raises(LimbeckError, match=r"needs a fast tokenizer, .* but got ByT5Tokenizer"):
         trim_vocabulary(model, slow, [1, 2, 3])

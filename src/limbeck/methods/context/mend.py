@@ -22,8 +22,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-import torch
-
 from limbeck.atlas.tasks import partition as atlas_partition
 from limbeck.context.distiller import Distiller, open_distiller
 from limbeck.context.evaluate import Result, Split, compare, makers, result_table, split_tasks
@@ -185,7 +183,7 @@ def main(cfg: Config) -> Path:
     check(cfg)
     seed_all(cfg.seed)
     full = settled(cfg)
-    lm, tokenizer = load_llm(full.llm or LLM, getattr(torch, full.llm_dtype))
+    lm, tokenizer = load_llm(full.llm or LLM, full.llm_dtype)
     distiller = first_distiller(full, lm, tokenizer)
     pretrain, notes = corpus(full, distiller)
     split = tasks(full)

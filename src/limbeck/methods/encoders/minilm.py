@@ -32,13 +32,14 @@ from limbeck.core.stage import Objective, Optim, Stage, distill_step, freeze
 from limbeck.data.held import hold_out
 from limbeck.data.read import read_text
 from limbeck.data.stream import text_batches
+from limbeck.models.load import Dtype, load_model
 from limbeck.objectives.relations import relation
 from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import Table
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.model import model_source
 from limbeck.students.layers import keep_layers, shape, smaller
-from limbeck.students.load import Dtype, load_model, load_student
+from limbeck.students.load import load_student
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,13 @@ from limbeck.data.held import hold_out
 from limbeck.data.pairs import causal_batches
 from limbeck.data.stream import Batches, lm_batches
 from limbeck.losses.divergence import forward_kl, jsd, reverse_kl, soft_cross_entropy, total_variation
+from limbeck.models.load import Dtype, load_model
 from limbeck.objectives.tokens import check_teacher, hard, logits_on, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import Table
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.model import model_source
-from limbeck.students.load import Dtype, load_model, load_student
+from limbeck.students.load import load_student
 
 DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd, "total_variation": total_variation}
 GOALS = ("taid", "linear", *DIVERGENCES)

@@ -30,12 +30,13 @@ from limbeck.atlas import corpora
 from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError, require
 from limbeck.core.fit import fit
-from limbeck.core.models import check_same_tokenizer
 from limbeck.core.signals import Source
 from limbeck.core.stage import Objective, Optim, Stage, distill_step, freeze
 from limbeck.data.held import hold_out
 from limbeck.data.read import read_text
 from limbeck.data.stream import mlm_batches
+from limbeck.models.load import Dtype, load_model
+from limbeck.models.tokenizers import check_same_tokenizer
 from limbeck.objectives.features import hidden
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import over_members, weighted
@@ -43,7 +44,7 @@ from limbeck.report.sections import Table
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.ensemble import MeanSource, mean_source
 from limbeck.sources.model import model_source
-from limbeck.students.load import Dtype, load_model, load_student
+from limbeck.students.load import load_student
 
 AT_ONCE = 256  # positions whose distributions over the vocabulary stand in memory together, in float64
 

@@ -33,13 +33,13 @@ from limbeck.core.stage import Optim, Stage, distill_step, freeze
 from limbeck.data.read import read_text
 from limbeck.data.recut import recut_batches
 from limbeck.data.stream import Batches
+from limbeck.models.load import load_model
 from limbeck.objectives.tokens import soft
 from limbeck.record import find_record
 from limbeck.report.sections import Curve, Section, Table
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.model import model_source
 from limbeck.sources.vocabulary import elsewhere, kept
-from limbeck.students.load import load_as_saved
 from limbeck.students.unchanged import check_same_logits
 from limbeck.students.vocabulary import (
     count_tokens,
@@ -167,7 +167,7 @@ def main(cfg: Config) -> Path:
     require(cfg.min_count >= 1, f"--min-count {cfg.min_count}: expected a whole number of at least 1")
     find_record(Path(cfg.out), "vocab_trim", cfg)  # refuses another run's folder before anything is counted
     seed_all(cfg.seed)
-    model, tokenizer = load_as_saved(cfg.model)
+    model, tokenizer = load_model(cfg.model, "saved", "auto")
     texts: dict[str, Iterable[str]] = {name: Corpus(name) for name in cfg.data}
     texts = texts or {"atlas (ro)": corpora.sentences("ro", 4000, cfg.seed)}
     small, small_tokenizer, metrics, curve = vocab_trim(model, tokenizer, texts, cfg)
