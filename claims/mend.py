@@ -47,10 +47,13 @@ def cell(name: str, seed: int, args: argparse.Namespace) -> list[Result]:
     distillers = {}
     for variant, (kd, noise) in VARIANTS.items():
         distillers[variant] = open_distiller(mend.DISTILLER, lm, mend.LLM, tokenizer)
-        stream = episode_stream(distillers[variant], part.train, args.batch, args.shots, seed, noise=noise)
+        stream = episode_stream(
+            distillers[variant], part.train, args.batch, args.shots, seed, noise=noise, asked=args.asked
+        )
         cfg = mend.Config(seed=seed, steps=args.steps, batch=args.batch, lr=args.lr, shots=args.shots, kd=kd)
         mend.mend(lm, distillers[variant], None, stream, cfg, None, Accelerator(mixed_precision=args.precision))
-    tuning = prompt_tuning.Config(args.length, args.prompt_steps, 8, args.prompt_lr, seed)
+    length = distillers["MEND"].reading.length
+    tuning = prompt_tuning.Config(length, args.prompt_steps, 8, args.prompt_lr, seed)
     contexts = all_contexts(lm, tokenizer, distillers, tuning)
     return compare(contexts, part.test, args.shots, (seed,), args.queries, name)
 
@@ -107,7 +110,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--length", type=int, default=16)
+    parser.add_argument("--asked", type=int, default=8, help="queries per set of demonstrations")
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--train-tasks", type=int, default=200)
     parser.add_argument("--test-tasks", type=int, default=6)

@@ -1,4 +1,4 @@
-"""Sixteen demonstrations into sixteen vectors, with the models that ship with limbeck.
+"""Sixteen demonstrations into a few vectors, with the models that ship with limbeck.
 
 ``python examples/distil_demonstrations.py`` needs no download.
 The task is one of the atlas that no model has seen. The frozen language model answers its queries three times: without

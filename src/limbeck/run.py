@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+COUNTS = "accumulate save_every steps batch length shots asked tasks queries prompt_steps".split()
+
+
 @dataclass(frozen=True)
 class Run:
     """What every method's ``Config`` begins with; a method adds ``steps``, ``batch``, ``lr`` and its own fields."""
@@ -143,12 +146,14 @@ def _first_rank() -> bool:
 
 
 def _check_numbers(cfg: Run) -> None:
-    for name in ("accumulate", "save_every", "steps", "batch", "length", "shots", "tasks", "queries", "prompt_steps"):
+    for name in COUNTS:
         value = getattr(cfg, name, None)
         flag = name.replace("_", "-")
         require(not isinstance(value, int) or value >= 1, f"--{flag} {value}: expected a whole number of at least 1")
     lr = getattr(cfg, "lr", None)
     require(not isinstance(lr, float) or 0 < lr < float("inf"), f"--lr {lr}: expected a learning rate above 0")
+    warmup = getattr(cfg, "warmup", 0.0)
+    require(warmup >= 0, f"--warmup {warmup}: expected a number of steps or a share of them, of at least 0")
     require(0 <= cfg.seed < 2**32, f"--seed {cfg.seed}: expected a whole number from 0 to 4294967295")
 
 

@@ -320,6 +320,7 @@ def test_from_files_to_answers(kind: str, tmp_path: Path) -> None:
         tasks=data,
         length=4,
         shots=4,
+        asked=1 if kind == "t5" else 3,
         pretrain_steps=4,
         steps=4,
         batch=4,
@@ -345,6 +346,13 @@ def test_from_files_to_answers(kind: str, tmp_path: Path) -> None:
     assert isinstance(again.complete("great film", tokens=3), str)
     assert main(cfg) == out  # done: the same command changes nothing
     assert json.loads((out / "metrics.json").read_text())["score MEND"] == metrics["score MEND"]
+
+
+def test_an_encoder_decoder_is_asked_one_query_per_row(tmp_path: Path) -> None:
+    llm, data = str(tiny_llms.save("t5", tmp_path / "llm")), tiny_llms.write_tasks(tmp_path / "tasks")
+    with pytest.raises(LimbeckError, match="--asked 2: an encoder-decoder"):
+        main(Config(out=tmp_path / "out", llm=llm, distiller=llm, tasks=data, length=4, shots=4, asked=2))
+    assert not (tmp_path / "out").exists()
 
 
 def test_metaicl_keeps_other_files_to_train_on_and_to_judge_by(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ class Config(Run):
     """Optimizer steps of stage 2; chosen so that the demo takes a few minutes."""
     batch: int = 8
     """Episodes per step; a choice."""
+    asked: int = 8
+    """Queries per episode; as many again cost a third more."""
     lr: float = 5e-4
     """Learning rate of stage 2; a choice."""
     prompt_steps: int = 60
@@ -61,7 +63,9 @@ def main_demo(cfg: Config) -> Path:
         "CE only": _train(cfg, lm, tokenizer, train, 0.0, run),
         "MEND": _train(cfg, lm, tokenizer, train, 1.0, run),
     }
-    contexts = all_contexts(lm, tokenizer, distillers, prompt_tuning.Config(16, cfg.prompt_steps, 8, 3e-3, cfg.seed))
+    length = distillers["MEND"].reading.length
+    tuning = prompt_tuning.Config(length, cfg.prompt_steps, 8, 3e-3, cfg.seed)
+    contexts = all_contexts(lm, tokenizer, distillers, tuning)
     results: list[Result] = []
     tests = {name: partition(name, train_tasks=0, test_tasks=cfg.tasks, seed=cfg.seed).test for name in JUDGED}
     for name, tasks in tests.items():
@@ -85,7 +89,7 @@ def _train(cfg: Config, lm: Any, tokenizer: Any, train: Sequence[Task], kd: floa
     print(f"{name}: stage 2, {cfg.steps} steps of {cfg.batch} episodes", flush=True)
     settings = mend.Config(seed=cfg.seed, steps=cfg.steps, batch=cfg.batch, lr=cfg.lr, shots=cfg.shots, kd=kd)
     distiller = open_distiller(mend.DISTILLER, lm, mend.LLM, tokenizer, layout="metaicl")
-    stream = episode_stream(distiller, train, cfg.batch, cfg.shots, cfg.seed)
+    stream = episode_stream(distiller, train, cfg.batch, cfg.shots, cfg.seed, asked=cfg.asked)
     mend.mend(lm, distiller, None, stream, settings, run.stage_dir / name.lower().replace(" ", "-"), run.accelerator)
     return distiller
 
@@ -126,8 +130,8 @@ def worked_examples(tasks: Sequence[Task], results: Sequence[Result], cfg: Confi
 
 ABOUT = """The language model is frozen. Only the demonstrations say what a task asks for, so without them (zero-shot) \
 it can but guess; in-context learning (ICL) reads all of them before every query. MEND's distiller reads them once and \
-writes 16 vectors that the same model reads instead; CE only is the same distiller with a stage 2 \
-that has no teacher (HyperTuning's loss), prompt tuning trains 16 vectors on the demonstrations themselves.
+writes 28 vectors that the same model reads instead; CE only is the same distiller with a stage 2 \
+that has no teacher (HyperTuning's loss), prompt tuning trains 28 vectors on the demonstrations themselves.
 
 No test task was in anybody's training: not in the language model's, not in stage 1, which saw other tasks of all \
 kinds, and not in stage 2, whose tasks are those of the partition hr_to_lr: locales with much text, no amounts."""

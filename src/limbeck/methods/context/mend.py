@@ -42,8 +42,8 @@ from limbeck.run import Run, begin, seed_all
 from limbeck.sources.views import compressed_context, full_context
 
 LLM, DISTILLER = "limbeck:atlas/weights/lm", "limbeck:atlas/weights/distiller"
-PAPER: dict[str, Any] = {"steps": 30_000, "batch": 8, "lr": 1e-5}
-ATLAS: dict[str, Any] = {"steps": 100, "batch": 8, "lr": 5e-4}
+PAPER: dict[str, Any] = {"steps": 30_000, "batch": 8, "lr": 1e-5, "asked": 1}
+ATLAS: dict[str, Any] = {"steps": 100, "batch": 8, "lr": 5e-4, "asked": 8}
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Config(Run):
     """Vectors; released scripts: 100."""
     shots: int = 16
     """Demonstrations of an episode; released code."""
+    asked: int | None = None
+    """Queries for each set of demonstrations, in one pass; released code: 1, atlas: 8."""
     layout: str | None = None
     """Text layout; released code: mend (a space before the answer, nothing between demonstrations)."""
     channel: bool = False
@@ -185,9 +187,14 @@ def main(cfg: Config) -> Path:
     full = settled(cfg)
     lm, tokenizer = load_llm(full.llm or LLM, full.llm_dtype)
     distiller = first_distiller(full, lm, tokenizer)
+    require(
+        full.asked == 1 or not distiller.host.seq2seq,
+        f"--asked {full.asked}: an encoder-decoder reads one query per row; leave it at 1",
+    )
     pretrain, notes = corpus(full, distiller)
     split = tasks(full)
-    meta = episode_stream(distiller, split.train, full.batch or 1, full.shots, full.seed, full.cap, full.label_noise)
+    how = {"cap": full.cap, "noise": full.label_noise, "asked": full.asked or 1}
+    meta = episode_stream(distiller, split.train, full.batch or 1, full.shots, full.seed, **how)
     run = begin(cfg, "mend")
     said = mend(lm, distiller, pretrain, meta, full, run.stage_dir, run.accelerator)
     contexts = makers(lm, tokenizer, {"MEND": distiller})
