@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import fmean
 
-from limbeck.atlas.models import shipped
 from limbeck.atlas.tasks import PARTITIONS, partition
 from limbeck.context.answer import alone, behind_text
 from limbeck.context.collate import Collate
@@ -16,6 +16,7 @@ from limbeck.context.host import Host, load_llm
 from limbeck.context.reading import plan_reading
 from limbeck.core.save import write_json
 from limbeck.methods.context import mend
+from limbeck.models.load import place
 
 TASKS, QUERIES, SHOTS = 10, 50, 16
 
@@ -42,7 +43,7 @@ def main() -> None:
         "test tasks per partition, queries per task": [TASKS, QUERIES],
         "scores": scores,
     }
-    write_json(shipped("lm") / "quality.json", said)
+    write_json(Path(place(mend.LLM)) / "quality.json", said)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from limbeck.atlas import encoders
 from limbeck.atlas.corpora import documents
-from limbeck.atlas.encoders import encoder_folder, load_encoder
 from limbeck.atlas.train_encoder import HELD_OUT, LENGTH, measure
-from limbeck.core.check import LimbeckError
 from limbeck.core.save import read_json
 from limbeck.data.stream import mlm_batches
+from limbeck.models.load import load_model, place
+
+
+def folder(which):
+    return Path(place(f"limbeck:atlas/weights/encoder-{which}"))
 
 
 @pytest.fixture(scope="module")
 def both():
-    return {which: load_encoder(which) for which in ("a", "b")}
+    return {which: load_model(folder(which), "masked") for which in ("a", "b")}
 
 
 def test_they_share_a_tokenizer_and_differ_in_weights(both):
@@ -30,7 +34,7 @@ def test_the_measured_quality_holds_on_held_out_text(which, both):
     model, tokenizer = both[which]
     batches = mlm_batches(documents("ro", 60, HELD_OUT), tokenizer, LENGTH, 30).take(2)
     found = measure(model, batches, 0, torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789"))))
-    told = read_json(encoder_folder(which) / "quality.json")["held-out masked accuracy"]["ro"]
+    told = read_json(folder(which) / "quality.json")["held-out masked accuracy"]["ro"]
     assert found["no digits"] == pytest.approx(told["no digits"], abs=0.08)
     assert told["no digits"] > told["most frequent token"] + 0.3
 
@@ -43,14 +47,6 @@ def test_they_fill_a_gap_with_what_they_know(both):
 
 
 def test_they_are_small():
-    sizes = [file.stat().st_size for which in ("a", "b") for file in encoder_folder(which).iterdir()]
+    sizes = [file.stat().st_size for which in ("a", "b") for file in folder(which).iterdir()]
     assert sum(sizes) < 5e6
     assert max(sizes) < 2e6
-
-
-def test_errors_say_what_to_do(monkeypatch, tmp_path):
-    with pytest.raises(LimbeckError, match="'c'"):
-        load_encoder("c")
-    monkeypatch.setattr(encoders, "files", lambda _: tmp_path)
-    with pytest.raises(LimbeckError, match="train_encoder"):
-        load_encoder("a")
