@@ -193,8 +193,16 @@ def main(cfg: Config) -> Path:
     )
     pretrain, notes = corpus(full, distiller)
     split = tasks(full)
-    how = {"cap": full.cap, "noise": full.label_noise, "asked": full.asked or 1}
-    meta = episode_stream(distiller, split.train, full.batch or 1, full.shots, full.seed, **how)
+    meta = episode_stream(
+        distiller,
+        split.train,
+        full.batch or 1,
+        full.shots,
+        full.seed,
+        cap=full.cap,
+        noise=full.label_noise,
+        asked=full.asked or 1,
+    )
     run = begin(cfg, "mend")
     said = mend(lm, distiller, pretrain, meta, full, run.stage_dir, run.accelerator)
     contexts = makers(lm, tokenizer, {"MEND": distiller})
