@@ -50,6 +50,14 @@ def test_teacher_and_distiller_may_read_different_numbers_of_demonstrations() ->
     assert collate(budget=9).used(episode().demos) == 3
 
 
+def test_a_demonstration_that_cannot_be_cut_to_fit_is_not_counted() -> None:
+    demos = [Example("t", "good film", "bad"), Example("t", "book", "one two three four five")]
+    for budget, used in {3: 1, 7: 1, 8: 1, 9: 2}.items():  # the second one's answer alone takes 5
+        found = collate(budget=budget)
+        (ids,) = found.demos(demos)
+        assert (len(ids), found.used(demos)) == ((9 if used == 2 else 3), used), budget
+
+
 def test_an_encoder_decoder_starts_with_its_own_token_and_predicts_what_follows_the_input() -> None:
     batch = collate(SEQ2SEQ)([episode()])
     query = episode().query

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from limbeck.cli import main
 from limbeck.context.distiller import Distiller
 from limbeck.context.host import load_llm
 from limbeck.context.vectors import Vectors
+from limbeck.core.check import LimbeckError
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_distill_says_when_demonstrations_do_not_fit(
         run("context", "distill", "--distiller", world / "mend", "--demos", demos, "--out", tmp_path / "v.safetensors")
         == 0
     )
-    assert "read 14 of 20 demonstrations" in capsys.readouterr().out
+    assert "read 13 of 20 demonstrations" in capsys.readouterr().out
 
 
 def test_complete_chooses_or_writes(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +88,24 @@ def test_an_llm_that_has_moved_is_named(world: Path, tmp_path: Path, capsys: pyt
     assert capsys.readouterr().out == before
     assert run("context", "complete", *flags, "--llm", tmp_path / "nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_an_llm_that_is_gone_asks_for_llm(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = Distiller.from_pretrained(world / "mend")
+    whole.host = replace(whole.host, llm=str(tmp_path / "gone"))
+    whole.save_pretrained(tmp_path / "mend")
+    vectors = whole.distill(tiny_llms.task().train[:4])
+    vectors.save(tmp_path / "v.safetensors")
+    flags = ("--tasks", world / "tasks", "--shots", 4, "--seeds", 0, "--queries", 2, "--out", tmp_path / "eval")
+    for words in (
+        ("complete", "--vectors", tmp_path / "v.safetensors", "--input", "great film", "--tokens", 2),
+        ("evaluate", "--distiller", tmp_path / "mend", *flags),
+    ):
+        assert run("context", *words) == 2
+        assert "gone, but there is no such folder any more; say where it is with --llm" in capsys.readouterr().err
+        assert run("context", *words, "--llm", world / "llm") == 0
+    with pytest.raises(LimbeckError, match=r"these vectors: made for the LLM in .*gone, but there is no such folder"):
+        vectors.complete("great film")
 
 
 def test_evaluate_writes_a_table(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

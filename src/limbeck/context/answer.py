@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.context.collate import Collate
-from limbeck.context.host import device, load_llm
+from limbeck.context.host import Host
 from limbeck.context.vectors import Vectors
 from limbeck.core.check import require
 from limbeck.data.templates import Example
@@ -19,6 +19,8 @@ from limbeck.evaluation.generate import generate
 from limbeck.evaluation.prefix import Prefix, read_prefix
 from limbeck.evaluation.score import best, score_options
 from limbeck.models.load import load_tokenizer
+
+THESE = "these vectors"
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Answerer:
 def behind_vectors(vectors: Vectors, lm: Any = None, tokenizer: Any = None) -> Answerer:
     """The LLM behind ``vectors``: loaded from where they say unless ``lm`` is given; another LLM is refused."""
     if lm is None:
-        lm, tokenizer = _loaded(vectors.host.llm)
-    vectors.host.check(lm, "these vectors")
+        lm, tokenizer = _loaded(vectors.host)
+    vectors.host.check(lm, THESE)
     tokenizer = tokenizer or vectors.tokenizer or load_tokenizer(vectors.host.llm)
     return _answerer(lm, Collate(tokenizer, vectors.host, vectors.reading), tokenizer, vectors.tensor)
 
@@ -87,10 +89,9 @@ def alone(lm: Any, tokenizer: Any, collate: Collate) -> Answerer:
 
 
 @lru_cache(1)
-def _loaded(name: str) -> tuple[Any, Any]:
+def _loaded(host: Host) -> tuple[Any, Any]:
     """The LLM that was asked for last, so that answering query after query loads it once."""
-    model, tokenizer = load_llm(name)
-    return model.to(device()), tokenizer
+    return host.load(THESE)
 
 
 def _answerer(lm: Any, collate: Collate, tokenizer: Any, prefix: Tensor | None) -> Answerer:

@@ -86,19 +86,13 @@ class Collate:
 
     def used(self, examples: Sequence[Example]) -> int:
         """How many demonstrations the distiller reads, a cut one counted."""
-        return sum(self._fitting(part) for part in self._parts(examples))
+        reading = self.reading
+        fit = (reading.text.fitting(self.tokenizer, p, reading.budget, reading.limit) for p in self._parts(examples))
+        return sum(map(len, fit))
 
     def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
         groups, count = self.reading.groups, len(examples)
         return [examples[i * count // groups : (i + 1) * count // groups] for i in range(groups)]
-
-    def _fitting(self, examples: Sequence[Example]) -> int:
-        text, left = self.reading.text, self.reading.budget
-        for number, example in enumerate(examples):
-            if left <= 0:
-                return number
-            left -= len(text.demo(self.tokenizer, example, self.reading.limit))
-        return len(examples)
 
     def _text(self, examples: Iterable[Example], budget: int) -> list[int]:
         return self.reading.text.demos(self.tokenizer, examples, budget, self.reading.limit)

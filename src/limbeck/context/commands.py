@@ -11,7 +11,6 @@ from limbeck.atlas.tasks import partition as atlas_partition
 from limbeck.context.answer import behind_vectors
 from limbeck.context.distiller import Distiller
 from limbeck.context.evaluate import Result, Split, check_task, compare, makers, result_table, split_tasks
-from limbeck.context.host import load_llm
 from limbeck.context.vectors import Vectors
 from limbeck.core.check import require
 from limbeck.core.save import make_folder, write_atomic, write_json
@@ -100,11 +99,11 @@ def complete(cfg: Complete) -> None:
             f"{cfg.vectors} was made for {vectors.host.llm}, but the distiller in {cfg.distiller} writes for another "
             f"LLM ({host.llm}); give the one that made the vectors",
         )
-    llm = load_llm(cfg.llm) if cfg.llm else (None, None)
+    answerer = behind_vectors(vectors, *vectors.host.load(str(cfg.vectors), cfg.llm))
     if not options:
-        print(behind_vectors(vectors, *llm).complete(cfg.input, tokens=cfg.tokens))
+        print(answerer.complete(cfg.input, tokens=cfg.tokens))
         return
-    scores = behind_vectors(vectors, *llm).score(cfg.input, options)
+    scores = answerer.score(cfg.input, options)
     for option in sorted(scores, key=scores.__getitem__, reverse=True):
         print(f"{option}\t{scores[option]:.4f}")
 
@@ -118,8 +117,7 @@ def evaluate(cfg: Evaluate) -> None:
     for task in (task for parts in splits.values() for part in parts for task in part.test):
         check_task(task, cfg.shots)
     make_folder(cfg.out)
-    lm, tokenizer = load_llm(cfg.llm) if cfg.llm else distiller.host.load()
-    distiller.host.check(lm, f"the distiller in {cfg.distiller}")
+    lm, tokenizer = distiller.host.load(f"the distiller in {cfg.distiller}", cfg.llm)
     contexts = makers(lm, tokenizer, {"vectors": distiller.to(lm.device)})
     results: list[Result] = []
     for seed, parts in splits.items():

@@ -31,7 +31,7 @@ class Host:
     seq2seq: bool = False
     positions: int | None = None
     start: int | None = None
-    fingerprint: dict[str, Any] = field(default_factory=dict, repr=False)
+    fingerprint: dict[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     @staticmethod
     def of(model: Any, name: str | Path) -> Host:
@@ -50,10 +50,17 @@ class Host:
         where = str(Path(name).resolve()) if Path(name).is_dir() else str(name)
         return Host(where, embedding.weight.shape[1], seq2seq, positions(config), start, fingerprint(model))
 
-    def load(self) -> tuple[Any, Any]:
-        """The frozen LLM, on an accelerator if there is one, and its tokenizer, after a look whether it is the one."""
-        model, tokenizer = load_llm(self.llm)
-        self.check(model, "the distiller")
+    def load(self, what: str, llm: str | None = None) -> tuple[Any, Any]:
+        """The frozen LLM, on an accelerator if there is one, and its tokenizer; ``what`` was made for it.
+
+        ``llm``: where it is, if it has moved. Refuses another LLM.
+        """
+        require(
+            llm or not Path(self.llm).is_absolute() or Path(self.llm).is_dir(),
+            f"{what}: made for the LLM in {self.llm}, but there is no such folder any more; say where it is with --llm",
+        )
+        model, tokenizer = load_llm(llm or self.llm)
+        self.check(model, what)
         return model.to(device()), tokenizer
 
     def check(self, model: Any, what: str) -> None:

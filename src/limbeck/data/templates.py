@@ -89,16 +89,25 @@ class Layout:
 
         Raises if there is no demonstration, or not even a cut one fits.
         """
-        examples, ids = list(examples), list[int]()
+        examples = list(examples)
         require(examples, "the list of demonstrations is empty; give at least one example")
-        for example in examples:
-            part = self.demo(tokenizer, example, limit)
-            if len(ids) + len(part) > budget:
-                ids += self._cut(tokenizer, example, limit, len(part) - (budget - len(ids)))
-                break
-            ids += part
+        ids = [token for part in self.fitting(tokenizer, examples, budget, limit) for token in part]
         require(ids, f"not even the first demonstration fits the budget of {budget} tokens; raise it")
         return ids
+
+    def fitting(
+        self, tokenizer: Tokenizer, examples: Iterable[Example], budget: int, limit: int = 256
+    ) -> list[list[int]]:
+        """Ids of each demonstration of ``demos``: those that fit and, last, the one that had to be cut."""
+        parts, left = list[list[int]](), budget
+        for example in examples:
+            part = self.demo(tokenizer, example, limit)
+            left -= len(part)
+            if left < 0:
+                part = self._cut(tokenizer, example, limit, -left)
+                return [*parts, part] if part else parts
+            parts.append(part)
+        return parts
 
     def query(self, tokenizer: Tokenizer, x: str, y: str, limit: int = 256) -> tuple[list[int], int]:
         """Ids of a query with its answer, and how many of them are the prompt: the rest is predicted and scored."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -319,4 +320,6 @@ def test_mistakes_of_the_user_leave_nothing_behind(files):
     )
     with pytest.raises(LimbeckError, match="--relation-heads 48: has to divide"):
         main(cfg)
+    with pytest.raises(LimbeckError, match=r"--warmup -0\.5: expected a number of steps or a share"):
+        main(replace(cfg, version=1, warmup=-0.5))
     assert not (files / "run").exists()
