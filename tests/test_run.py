@@ -113,6 +113,7 @@ def test_a_broken_record_is_named(cfg: Config) -> None:
         ({"seed": -1}, "--seed -1"),
         ({"accumulate": 0}, "--accumulate 0"),
         ({"save_every": 0}, "--save-every 0"),
+        ({"device": "gpu"}, "--device: expected one of auto, cpu"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(cfg: Config, change: dict[str, Any], flag: str) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.core.check import require
+from limbeck.core.device import Device, pick
 from limbeck.core.rng import seed_everything as seed_all
 from limbeck.core.save import make_folder, open_to_readers, write_json
 from limbeck.record import RECORD, find_record, make_record
@@ -41,8 +42,8 @@ class Run:
     """Folder that the run writes; a run found there with the same configuration is resumed."""
     seed: int = 0
     """Seed of everything random: data order, initialisation, dropout."""
-    device: Literal["auto", "cpu"] = "auto"
-    """Where to compute: an accelerator if there is one, or the processor."""
+    device: Device = "auto"
+    """Where to compute; auto: on an accelerator if there is one. CUDA_VISIBLE_DEVICES says which of several GPUs."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision; "no" computes in the model's own precision, or as `accelerate launch` says."""
     accumulate: int = 1
@@ -114,6 +115,7 @@ def begin(cfg: Run, method: str) -> Started:
     that holds files of the names that a run writes, such as somebody else's model.
     """
     out = Path(cfg.out)
+    pick(cfg.device)  # refuses one that is not there
     _check_numbers(cfg)
     make_folder(out)
     record = make_record(cfg, method, find_record(out, method, cfg))
