@@ -118,6 +118,22 @@ def test_evaluate_writes_a_table(world: Path, tmp_path: Path, capsys: pytest.Cap
     assert (tmp_path / "eval" / "table.md").read_text().count("\n| ") == 2 + 5
 
 
+def test_the_processor_serves_where_it_is_asked_for(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = torch.device("mps" if torch.cuda.is_available() else "cuda")  # whatever is sent there fails
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: absent)
+    out = tmp_path / "v.safetensors"
+    for words in (
+        ("distill", "--distiller", world / "mend", "--demos", world / "demos.jsonl", "--out", out),
+        ("complete", "--vectors", world / "v.safetensors", "--input", "great film", "--options", "good,bad"),
+        ("evaluate", "--distiller", world / "mend", "--tasks", world / "tasks", "--shots", 4, "--out", tmp_path / "e"),
+    ):
+        assert run("context", *words, "--device", "cpu") == 0
+        with pytest.raises((RuntimeError, AssertionError)):
+            run("context", *words)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -140,6 +156,12 @@ def test_evaluate_writes_a_table(world: Path, tmp_path: Path, capsys: pytest.Cap
         ("evaluate --distiller {w}/mend --tasks {w}/tasks --out {t}/e", "12 training rows, but 16 demonstrations"),
         ("evaluate --distiller {w}/mend --tasks {w}/tasks --partition p --out {t}/e", "partitions/p.json"),
         ("evaluate --distiller {w}/mend --tasks {w}/tasks --queries 0 --out {t}/e", "--queries 0: expected"),
+        (
+            "distill --distiller {w}/mend --demos {w}/demos.jsonl --out {t}/v.safetensors --device gpu",
+            "invalid choice 'gpu'",
+        ),
+        ("complete --vectors {w}/v.safetensors --input x --device xpu", "--device xpu: PyTorch finds no xpu here"),
+        ("evaluate --distiller {w}/mend --tasks {w}/tasks --shots 4 --out {t}/e --device xpu", "finds no xpu here"),
         ("evaluate --distiller {w}/mend --partition hr_to_hr --out {t}/e", "did you mean 'hr_to_lr'"),
     ],
 )

@@ -13,6 +13,7 @@ from limbeck.context.distiller import Distiller
 from limbeck.context.evaluate import Result, Split, check_task, compare, makers, result_table, split_tasks
 from limbeck.context.vectors import Vectors
 from limbeck.core.check import require
+from limbeck.core.device import Device, pick
 from limbeck.core.save import make_folder, write_atomic, write_json
 from limbeck.data.tasks import read_examples, read_tasks
 from limbeck.data.tasks import seeds as seeds_of
@@ -30,6 +31,8 @@ class Distill:
     """File to write, ending in .safetensors."""
     peft: Path | None = None
     """Folder for a PEFT prompt-tuning adapter of the same vectors."""
+    device: Device = "auto"
+    """Where to compute; auto: on an accelerator if there is one."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Complete:
     """Most tokens of a written answer."""
     llm: str | None = None
     """Folder or Hub id of the LLM, if it no longer is where it was when the vectors were made."""
+    device: Device = "auto"
+    """Where to compute; auto: on an accelerator if there is one."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,15 @@ class Evaluate:
     """Most queries per task; by default all."""
     llm: str | None = None
     """Folder or Hub id of the LLM, if it no longer is where it was when the distiller was made."""
+    device: Device = "auto"
+    """Where to compute; auto: on an accelerator if there is one."""
 
 
 def distill(cfg: Distill) -> None:
     """Demonstrations into vectors: writes a .safetensors file."""
     require(cfg.out.suffix == ".safetensors", f"--out {cfg.out}: expected a file that ends in .safetensors")
-    demos = read_examples(cfg.demos)
-    vectors = Distiller.from_pretrained(cfg.distiller).distill(demos)
+    device, demos = pick(cfg.device), read_examples(cfg.demos)
+    vectors = Distiller.from_pretrained(cfg.distiller).to(device).distill(demos)
     vectors.save(cfg.out)
     if cfg.peft is not None:
         vectors.to_peft(cfg.peft)
@@ -91,7 +98,7 @@ def complete(cfg: Complete) -> None:
     options = [option.strip() for option in cfg.options.split(",")] if cfg.options else []
     require(len(options) != 1, f"--options {cfg.options!r}: expected two or more options, separated by commas, or none")
     require(cfg.input.strip(), "--input is empty; a query needs text")
-    vectors = Vectors.load(cfg.vectors)
+    device, vectors = pick(cfg.device), Vectors.load(cfg.vectors)
     if cfg.distiller is not None:
         host = Distiller.from_pretrained(cfg.distiller).host
         require(
@@ -99,7 +106,7 @@ def complete(cfg: Complete) -> None:
             f"{cfg.vectors} was made for {vectors.host.llm}, but the distiller in {cfg.distiller} writes for another "
             f"LLM ({host.llm}); give the one that made the vectors",
         )
-    answerer = behind_vectors(vectors, *vectors.host.load(str(cfg.vectors), cfg.llm))
+    answerer = behind_vectors(vectors, *vectors.host.load(str(cfg.vectors), cfg.llm, device))
     if not options:
         print(answerer.complete(cfg.input, tokens=cfg.tokens))
         return
@@ -111,14 +118,14 @@ def complete(cfg: Complete) -> None:
 def evaluate(cfg: Evaluate) -> None:
     """Zero-shot, the demonstrations' text and vectors, compared on tasks: scores and costs in one table."""
     require(cfg.queries is None or cfg.queries >= 1, f"--queries {cfg.queries}: expected a number of at least 1")
-    distiller = Distiller.from_pretrained(cfg.distiller)
+    device, distiller = pick(cfg.device), Distiller.from_pretrained(cfg.distiller)
     seeds = cfg.seeds or _seeds(cfg.tasks)
     splits = {seed: _splits(cfg, seed) for seed in seeds}
     for task in (task for parts in splits.values() for part in parts for task in part.test):
         check_task(task, cfg.shots)
     make_folder(cfg.out)
-    lm, tokenizer = distiller.host.load(f"the distiller in {cfg.distiller}", cfg.llm)
-    contexts = makers(lm, tokenizer, {"vectors": distiller.to(lm.device)})
+    lm, tokenizer = distiller.host.load(f"the distiller in {cfg.distiller}", cfg.llm, device)
+    contexts = makers(lm, tokenizer, {"vectors": distiller.to(device)})
     results: list[Result] = []
     for seed, parts in splits.items():
         for part in parts:

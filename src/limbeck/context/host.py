@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from limbeck.core.check import require
+from limbeck.core.device import pick
 from limbeck.models.load import Dtype, load_model
 from limbeck.sources.views import positions
 
@@ -50,10 +51,10 @@ class Host:
         where = str(Path(name).resolve()) if Path(name).is_dir() else str(name)
         return Host(where, embedding.weight.shape[1], seq2seq, positions(config), start, fingerprint(model))
 
-    def load(self, what: str, llm: str | None = None) -> tuple[Any, Any]:
-        """The frozen LLM, on an accelerator if there is one, and its tokenizer; ``what`` was made for it.
+    def load(self, what: str, llm: str | None = None, device: torch.device | None = None) -> tuple[Any, Any]:
+        """The frozen LLM on ``device``, by default an accelerator if there is one, and its tokenizer.
 
-        ``llm``: where it is, if it has moved. Refuses another LLM.
+        ``what`` was made for it; ``llm`` is where it is, if it has moved. Refuses another LLM.
         """
         require(
             llm or not Path(self.llm).is_absolute() or Path(self.llm).is_dir(),
@@ -61,7 +62,7 @@ class Host:
         )
         model, tokenizer = load_llm(llm or self.llm)
         self.check(model, what)
-        return model.to(device()), tokenizer
+        return model.to(device or pick()), tokenizer
 
     def check(self, model: Any, what: str) -> None:
         """Refuse ``model`` unless it is this host; ``what`` was made for it. Copies in another precision pass."""
@@ -85,13 +86,6 @@ def load_llm(name: str | Path, dtype: Dtype = "float32") -> tuple[Any, Any]:
     """The frozen LLM, causal or encoder-decoder as its configuration says, and its tokenizer."""
     model, tokenizer = load_model(name, "language", dtype)
     return model.requires_grad_(False), tokenizer
-
-
-def device() -> torch.device:
-    """Where to answer: an accelerator if there is one, or the processor."""
-    return (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or torch.device(
-        "cpu"
-    )
 
 
 def fingerprint(model: Any) -> dict[str, Any]:
