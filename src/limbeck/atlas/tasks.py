@@ -100,6 +100,12 @@ def partition(name: str, train_tasks: int = 60, test_tasks: int = 10, examples: 
     return Partition(name, _first(known, train_tasks, examples, seed), _first(unseen, test_tasks, examples, seed))
 
 
+def partitions(name: str, train_tasks: int = 60, test_tasks: int = 10, seed: int = 0) -> list[Partition]:
+    """``partition(name, ...)``, or with "all" every partition; no task trains in one of them and tests in another."""
+    names = PARTITIONS if name == "all" else [one_of(name, [*PARTITIONS, "all"], "partition")]
+    return [partition(each, train_tasks, test_tasks, seed=seed) for each in names]
+
+
 def _trains(name: str, spec: Spec) -> bool:
     if spec.kind == "amount":
         return False

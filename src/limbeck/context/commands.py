@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from limbeck.atlas.tasks import PARTITIONS
-from limbeck.atlas.tasks import partition as atlas_partition
+from limbeck.atlas.tasks import partitions as atlas_partitions
 from limbeck.context.answer import behind_vectors
 from limbeck.context.distiller import Distiller
 from limbeck.context.evaluate import Result, Split, check_task, compare, makers, result_table, split_tasks
@@ -66,7 +65,7 @@ class Evaluate:
     tasks: Path | None = None
     """Folder of tasks in MetaICL's format; by default the tasks of the atlas."""
     partition: str = "all"
-    """Name of a partition: <tasks>/partitions/<name>.json or one of the atlas; all: every task, every partition."""
+    """<tasks>/partitions/<name>.json or one of the atlas; all: every task, every partition."""
     shots: int = 16
     """Demonstrations per task; MetaICL and MEND: 16."""
     seeds: tuple[int, ...] = ()
@@ -141,9 +140,7 @@ def _splits(cfg: Evaluate, seed: int) -> list[Split]:
     """The partitions asked for, with the demonstrations of one seed."""
     if cfg.tasks is not None:
         return [split_tasks(read_tasks(cfg.tasks, seed, cfg.shots), cfg.partition, cfg.tasks)]
-    names = list(PARTITIONS) if cfg.partition == "all" else [cfg.partition]
-    parts = [atlas_partition(name, train_tasks=0, seed=seed) for name in names]
-    return [Split(part.name, [], part.test) for part in parts]
+    return [Split(part.name, [], part.test) for part in atlas_partitions(cfg.partition, train_tasks=0, seed=seed)]
 
 
 def _write(cfg: Evaluate, results: Sequence[Result]) -> None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from limbeck.atlas.tasks import PARTITIONS
+from limbeck.context import commands as context_commands
 from limbeck.context.backbone import as_backbone
 from limbeck.context.distiller import Distiller
 from limbeck.context.host import Host
@@ -23,6 +25,7 @@ from limbeck.core.batch import Batch, shift
 from limbeck.core.check import LimbeckError
 from limbeck.core.learn import count_units
 from limbeck.core.terms import Clock
+from limbeck.data.tasks import Task
 from limbeck.evaluation.score import score_options
 from limbeck.losses.divergence import forward_kl
 from limbeck.methods.context.mend import Config, first_goal, main, mend, mend_step, second_goal, settled, tasks
@@ -365,10 +368,20 @@ def test_metaicl_keeps_other_files_to_train_on_and_to_judge_by(tmp_path: Path) -
     (tmp_path / "partitions").mkdir()
     (tmp_path / "partitions" / "p.json").write_text('{"train": ["taste"], "test": ["tone"]}')
     cfg = Config(tasks=tmp_path, partition="p", file_shots=99, file_seed=100, shots=4)
-    split = tasks(cfg)
+    (split,) = tasks(cfg)
     assert [len(task.train) for task in (*split.train, *split.test)] == [20, 4]
     with pytest.raises(LimbeckError, match="choose with seed and shots"):
         tasks(Config(tasks=tmp_path, partition="p", shots=4))
+
+
+def test_all_is_every_partition_of_the_atlas_as_for_context_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.atlas.tasks._first", lambda found, count, *_: [Task(s.name) for s in found[:count]])
+    splits = tasks(Config(partition="all"))
+    evaluated = context_commands._splits(context_commands.Evaluate("mend", Path("out"), partition="all"), seed=0)
+    assert [s.name for s in splits] == [s.name for s in evaluated] == list(PARTITIONS)
+    assert [s.test for s in splits] == [s.test for s in evaluated]
+    assert not {t.name for s in splits for t in s.train} & {t.name for s in splits for t in s.test}
+    assert all(len(s.train) == 300 and s.test for s in splits)
 
 
 def test_mistakes_are_told_before_anything_is_written(tmp_path: Path) -> None:

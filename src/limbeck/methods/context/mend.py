@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from limbeck.atlas.tasks import partition as atlas_partition
+from limbeck.atlas.tasks import partitions as atlas_partitions
 from limbeck.context.distiller import Distiller, open_distiller
 from limbeck.context.evaluate import Result, Split, compare, makers, result_table, split_tasks
 from limbeck.context.host import load_llm
@@ -61,7 +61,7 @@ class Config(Run):
     tasks: Path | None = None
     """Folder of tasks in MetaICL's format for stage 2; by default those of the atlas."""
     partition: str | None = None
-    """Which tasks train and which judge: <tasks>/partitions/<name>.json or all; of the atlas: held_out_task."""
+    """<tasks>/partitions/<name>.json or one of the atlas, there held_out_task; all: every task, every partition."""
     file_shots: int | None = None
     """Where one task has several training files, the shots in the name of the one to train on; MetaICL: 16384."""
     file_seed: int | None = None
@@ -115,7 +115,7 @@ class Config(Run):
     llm_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen LLM; released code: int8."""
     judged: int = 8
-    """Test tasks to judge the distiller on afterwards, 0 for none; a choice."""
+    """Test tasks per partition to judge the distiller on afterwards, 0 for none; a choice."""
     queries: int = 32
     """Queries per judged task; a choice."""
 
@@ -192,10 +192,11 @@ def main(cfg: Config) -> Path:
         f"--asked {full.asked}: an encoder-decoder reads one query per row; leave it at 1",
     )
     pretrain, notes = corpus(full, distiller)
-    split = tasks(full)
+    splits = tasks(full)
+    train = {task.name: task for split in splits for task in split.train}  # partitions of the atlas share some
     meta = episode_stream(
         distiller,
-        split.train,
+        list(train.values()),
         full.batch or 1,
         full.shots,
         full.seed,
@@ -206,7 +207,11 @@ def main(cfg: Config) -> Path:
     run = begin(cfg, "mend")
     said = mend(lm, distiller, pretrain, meta, full, run.stage_dir, run.accelerator)
     contexts = makers(lm, tokenizer, {"MEND": distiller})
-    results = compare(contexts, split.test[: full.judged], full.shots, (full.seed,), full.queries, split.name)
+    results = [
+        result
+        for split in splits
+        for result in compare(contexts, split.test[: full.judged], full.shots, (full.seed,), full.queries, split.name)
+    ]
     tables = [result_table(results, f"Test tasks, {full.shots} demonstrations")] if results else []
     for table in tables:
         table.print()
@@ -243,14 +248,14 @@ def corpus(cfg: Config, distiller: Distiller) -> tuple[Batches | None, dict[str,
     return stream, {"pretrain_documents_too_short": short}
 
 
-def tasks(cfg: Config) -> Split:
-    """The tasks that train and those that judge; MetaICL has other files for the two."""
+def tasks(cfg: Config) -> list[Split]:
+    """Per partition the tasks that train and those that judge; MetaICL has other files for the two."""
     if cfg.tasks is None:
-        found = atlas_partition(cfg.partition or "held_out_task", train_tasks=300, seed=cfg.seed)
-        return Split(found.name, found.train, found.test)
+        found = atlas_partitions(cfg.partition or "held_out_task", train_tasks=300, seed=cfg.seed)
+        return [Split(part.name, part.train, part.test) for part in found]
     train, numbered = read_tasks(cfg.tasks, cfg.file_seed, cfg.file_shots), seeds(cfg.tasks)
     judges = read_tasks(cfg.tasks, numbered[0], cfg.shots) if numbered and cfg.judged else train
-    return split_tasks(train, cfg.partition or "all", cfg.tasks, judges)
+    return [split_tasks(train, cfg.partition or "all", cfg.tasks, judges)]
 
 
 def scores(results: Sequence[Result]) -> dict[str, float]:
