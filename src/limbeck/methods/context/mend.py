@@ -61,7 +61,8 @@ class Config(Run):
     tasks: Path | None = None
     """Folder of tasks in MetaICL's format for stage 2; by default those of the atlas."""
     partition: str | None = None
-    """<tasks>/partitions/<name>.json or one of the atlas, there held_out_task; all: every task, every partition."""
+    """Which tasks train and which judge: <tasks>/partitions/<name>.json, by default all; of the atlas, by default
+    held_out_task. all: every task, every partition."""
     file_shots: int | None = None
     """Where one task has several training files, the shots in the name of the one to train on; MetaICL: 16384."""
     file_seed: int | None = None
