@@ -11,7 +11,7 @@ import pytest
 
 from limbeck.report.curves import BINS, Axis, figure
 from limbeck.report.page import STYLE, page
-from limbeck.report.sections import Curve, Examples, KeyValues, Section, Spread, Table, Text, Worked
+from limbeck.report.sections import Curve, Examples, KeyValues, Section, Spread, Table, Text, Worked, before_and_after
 
 VOID = {"meta", "line", "polyline", "polygon", "br"}
 WORKED = Worked(
@@ -91,6 +91,12 @@ def test_tables_show_intervals_and_empty_cells(html: str) -> None:
     assert '0.940 <span class="half">± 0.012</span>' in html
     assert "12\u202f345" in html
     assert "A note." in html
+
+
+def test_before_and_after_go_by_name() -> None:
+    table = before_and_after("Change", {"kl": 2.0, "nll": 3.0}, {"nll": 1.0, "kl": 0.5}, "Nats.")
+    assert table.rows == [("kl", 2.0, 0.5), ("nll", 3.0, 1.0)]
+    assert (table.columns, table.note) == (("", "before", "after"), "Nats.")
 
 
 def test_marks_are_words_too_and_each_script_runs_its_own_way(html: str) -> None:

@@ -23,6 +23,11 @@ class Split(NamedTuple):
         """What the measured rows are, for metrics and tables."""
         return "held_out" if self.held_out else "training_rows"
 
+    @property
+    def rows(self) -> str:
+        """The same in words, for titles."""
+        return "held-out rows" if self.held_out else "training rows"
+
     def on(self, device: torch.device) -> list[Batch]:
         """The batches to measure on, on ``device``."""
         return [to_device(batch, device) for batch in self.batches]

@@ -45,6 +45,11 @@ class Table:
     digits: int = 3
 
 
+def before_and_after(title: str, before: Mapping[str, Cell], after: Mapping[str, Cell], note: str = "") -> Table:
+    """What training changed: a row for each name measured, in the order of ``before``."""
+    return Table(title, ("", "before", "after"), [(name, value, after[name]) for name, value in before.items()], note)
+
+
 @dataclass(frozen=True)
 class Curve:
     """Lines over a common x axis: ``series`` maps a name to x and y values; those that are not finite are left out."""

@@ -15,7 +15,7 @@ Claim:      claims/minilm.py, against attention alone, hidden states and no dist
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,7 @@ from limbeck.data.stream import text_batches
 from limbeck.models.load import Dtype, load_model
 from limbeck.objectives.relations import relation
 from limbeck.objectives.weighted import weighted
-from limbeck.report.sections import Table
+from limbeck.report.sections import before_and_after
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.model import model_source
 from limbeck.students.layers import keep_layers, shape, smaller
@@ -168,8 +168,9 @@ def main(cfg: Config) -> Path:
     before = measure(compare, split.on(device))
     said = minilm(student, teacher, split.stream, cfg, run.stage_dir, run.accelerator)
     after = measure(compare, split.on(device))
-    metrics = {**said, split.name: after, "before": before}
-    return run.finish(student, tokenizer, metrics, [_table(before, after, split.name)])
+    note = "KL(teacher || student) in nats per query and head."
+    table = before_and_after(f"Relations of student and teacher on {split.rows}", before, after, note)
+    return run.finish(student, tokenizer, {**said, split.name: after, "before": before}, [table])
 
 
 def _distil(
@@ -197,9 +198,3 @@ def _distil(
         save_every=cfg.save_every,
     )
     return fit(stage, out, engine)
-
-
-def _table(before: Mapping[str, float], after: Mapping[str, float], rows: str) -> Table:
-    title = f"Relations of student and teacher on {rows.replace('_', ' ')}"
-    note = "KL(teacher || student) in nats per query and head."
-    return Table(title, ("relation", "before", "after"), [(name, before[name], after[name]) for name in before], note)

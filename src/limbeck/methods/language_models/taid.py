@@ -39,7 +39,7 @@ from limbeck.losses.divergence import forward_kl, jsd, reverse_kl, soft_cross_en
 from limbeck.models.load import Dtype, load_model
 from limbeck.objectives.tokens import check_teacher, hard, logits_on, soft
 from limbeck.objectives.weighted import weighted
-from limbeck.report.sections import Table
+from limbeck.report.sections import before_and_after
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.model import model_source
 from limbeck.students.load import load_student
@@ -213,10 +213,10 @@ def main(cfg: Config) -> Path:
         model_source(student.eval().to(device)), model_source(freeze(teacher).to(device)), agreement()
     )
     before = measure(compare, split.on(device))
-    metrics = taid(student, teacher, split.stream, cfg, run.stage_dir, run.accelerator)
+    said = taid(student, teacher, split.stream, cfg, run.stage_dir, run.accelerator)
     after = measure(compare, split.on(device))
-    measured = {**metrics, split.name: after, "before": before}
-    return run.finish(student, tokenizer, measured, [_table(before, after, split.name)])
+    table = before_and_after(f"Student and teacher on {split.rows}", before, after, "Nats per token.")
+    return run.finish(student, tokenizer, {**said, split.name: after, "before": before}, [table])
 
 
 def agreement() -> Objective:
@@ -229,9 +229,3 @@ def batches(cfg: Config, tokenizer: Any) -> Batches:
     if cfg.data is None:
         return lm_batches(corpora.documents("en", 1500, cfg.seed), tokenizer, cfg.length, cfg.batch, cfg.seed)
     return causal_batches(cfg.data, tokenizer, cfg.length, cfg.batch, cfg.seed)
-
-
-def _table(before: Mapping[str, float], after: Mapping[str, float], rows: str) -> Table:
-    title = f"Student and teacher on {rows.replace('_', ' ')}"
-    cells = [(name, before[name], after[name]) for name in before]
-    return Table(title, ("", "before", "after"), cells, "Nats per token.")

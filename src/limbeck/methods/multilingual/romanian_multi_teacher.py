@@ -181,7 +181,7 @@ def main(cfg: Config) -> Path:
     said = romanian_multi_teacher(student, list(teachers.values()), split.stream, cfg, run.stage_dir, run.accelerator)
     after = masked_loyalty(*asked)
     metrics = {**said, split.name: after, "before": before}
-    return run.finish(student, tokenizer, metrics, [_table(before, after, split.name)], base_model=next(iter(teachers)))
+    return run.finish(student, tokenizer, metrics, [_table(before, after, split.rows)], base_model=next(iter(teachers)))
 
 
 def _teachers(cfg: Config) -> dict[str, tuple[Any, Any]]:
@@ -201,4 +201,4 @@ def _table(before: Mapping[str, Any], after: Mapping[str, Any], rows: str) -> Ta
     sides = [(measure, side) for measure in ("label", "probability", "accuracy") for side in (before, after)]
     cells = [(name, *(side[name].get(measure) for measure, side in sides)) for name in after]
     note = "Probability loyalty is 1 - Jensen-Shannon distance, base 2. Loyalty says nothing about being right."
-    return Table(f"Loyalty on masked tokens, {rows.replace('_', ' ')}", columns, cells, note)
+    return Table(f"Loyalty on masked tokens, {rows}", columns, cells, note)
