@@ -29,15 +29,14 @@ from limbeck.atlas import corpora
 from limbeck.core.batch import Batch
 from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
-from limbeck.core.signals import Signals
 from limbeck.core.stage import Objective, Optim, Stage, distill_step, freeze
-from limbeck.core.terms import Clock, Terms, per
+from limbeck.core.terms import Clock
 from limbeck.data.held import hold_out
 from limbeck.data.pairs import causal_batches
 from limbeck.data.stream import Batches, lm_batches
 from limbeck.losses.divergence import forward_kl, jsd, reverse_kl, soft_cross_entropy, total_variation
 from limbeck.models.load import Dtype, load_model
-from limbeck.objectives.tokens import check_teacher, hard, logits_on, soft
+from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import before_and_after
 from limbeck.run import Run, begin, seed_all
@@ -146,12 +145,10 @@ def interpolated(pace: AdaptiveT) -> Objective:
     The paper writes KL; the pace follows the cross-entropy, as in the released code, and the gradients are the same.
     """
 
-    def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
-        ours, theirs = (logits_on(signals, batch, "answer") for signals in (student, teacher))
-        check_teacher(ours, theirs)
-        return per("answer", soft_cross_entropy(ours, interpolate(ours, theirs, pace.t)), NAME)
+    def to_target(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        return soft_cross_entropy(student_logits, interpolate(student_logits, teacher_logits, pace.t), temperature)
 
-    return objective
+    return weighted(**{NAME: (1, soft(to_target))})
 
 
 def taid(
