@@ -34,7 +34,7 @@ class Answerer:
 
     @property
     def positions(self) -> int:
-        """Positions that the context takes."""
+        """Positions that the context takes, the LLM's start tokens included."""
         return 0 if self.prefix.embeds is None else self.prefix.embeds.shape[1]
 
     def scores(self, queries: Sequence[Example]) -> list[Tensor]:
@@ -84,8 +84,9 @@ def behind_text(lm: Any, tokenizer: Any, collate: Collate, demos: Sequence[Examp
 
 
 def alone(lm: Any, tokenizer: Any, collate: Collate) -> Answerer:
-    """The LLM behind nothing: zero-shot."""
-    return _answerer(lm, collate, tokenizer, None)
+    """The LLM behind nothing but its start: zero-shot."""
+    start = collate.opened([])
+    return _answerer(lm, collate, tokenizer, torch.tensor(start) if start else None)
 
 
 @lru_cache(1)

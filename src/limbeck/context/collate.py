@@ -5,8 +5,8 @@ Keys of a batch (b rows; all right-padded; each ``*_mask`` is boolean):
 ===========================  ===========================================================================
 ``ids, mask`` b t            the query; for an encoder-decoder what the decoder reads, its first token before it
 ``targets, answer`` b t      the answer's tokens, shifted (``core.batch.shift``)
-``demos, demos_mask``        what the distiller reads: b n, or b g n with groups
-``context, context_mask``    what the LLM reads in full: b n
+``demos, demos_mask``        what the distiller reads, its start first: b n, or b g n with groups
+``context, context_mask``    what the LLM reads in full, its start first: b n
 ``segment`` b t              which query a token belongs to, where a row has several
 ``encoder_ids, encoder_mask``  the query's input, where an encoder-decoder reads it on the encoder's side
 ===========================  ===========================================================================
@@ -84,6 +84,10 @@ class Collate:
             return Query(start + ids[prompt:], 1, ids[:prompt])
         return Query(start + ids, prompt + 1)
 
+    def opened(self, ids: Iterable[int]) -> list[int]:
+        """``ids`` behind the tokens that everything starts with, if there are any."""
+        return [*self.reading.start, *ids]
+
     def used(self, examples: Sequence[Example]) -> int:
         """How many demonstrations the distiller reads, a cut one counted."""
         reading = self.reading
@@ -95,7 +99,7 @@ class Collate:
         return [examples[i * count // groups : (i + 1) * count // groups] for i in range(groups)]
 
     def _text(self, examples: Iterable[Example], budget: int) -> list[int]:
-        return self.reading.text.demos(self.tokenizer, examples, budget, self.reading.limit)
+        return self.opened(self.reading.text.demos(self.tokenizer, examples, budget, self.reading.limit))
 
     def _start(self) -> int:
         assert self.host.start is not None  # Host.of refuses an encoder-decoder without one
@@ -111,8 +115,9 @@ class Documents:
     def __init__(self, collate: Collate, distiller_positions: int | None = None, share: float = SHARE) -> None:
         require(0 < share < 1, f"share must lie between 0 and 1, but is {share}")
         self.collate, self.share, self.groups = collate, share, collate.reading.groups
-        llm, length = collate.host.positions or LONGEST, collate.reading.length
-        space = (distiller_positions or LONGEST + length) - length
+        length, ahead = collate.reading.length, len(collate.reading.start)
+        llm = (collate.host.positions or LONGEST + ahead) - ahead
+        space = (distiller_positions or LONGEST + ahead + length) - ahead - length
 
         def readable(tokens: int) -> bool:
             first = math.floor(share * tokens)
@@ -129,7 +134,7 @@ class Documents:
         parts = [(d[: self._first(d)], d[self._first(d) :]) for d in cut]
         batch = query_batch([self.collate.split(rest, 0) for _, rest in parts])
         batch |= _grouped([self._groups(first) for first, _ in parts])
-        return batch | padded("context", [first for first, _ in parts])
+        return batch | padded("context", [self.collate.opened(first) for first, _ in parts])
 
     def fits(self, document: Sequence[int]) -> bool:
         """Whether both parts are long enough: a token for each group, and two for the query."""
@@ -157,7 +162,7 @@ class Documents:
         return math.floor(self.share * len(document))
 
     def _groups(self, ids: list[int]) -> list[list[int]]:
-        return [list(map(int, part)) for part in np.array_split(ids, self.groups)]
+        return [self.collate.opened(map(int, part)) for part in np.array_split(ids, self.groups)]
 
 
 def query_batch(queries: Sequence[Query]) -> Batch:

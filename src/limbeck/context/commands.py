@@ -86,8 +86,8 @@ def distill(cfg: Distill) -> None:
     vectors.save(cfg.out)
     if cfg.peft is not None:
         vectors.to_peft(cfg.peft)
-    length = len(vectors.tensor)
-    print(f"{cfg.out}: {length} vectors in place of {vectors.tokens} tokens ({vectors.tokens / length:.1f}x shorter)")
+    shorter = vectors.tokens / vectors.length
+    print(f"{cfg.out}: {vectors.length} vectors in place of {vectors.tokens} tokens ({shorter:.1f}x shorter)")
     if vectors.demonstrations < len(demos):
         print(f"read {vectors.demonstrations} of {len(demos)} demonstrations; no more fit the distiller's budget")
 

@@ -18,6 +18,7 @@ from limbeck.context.backbone import as_backbone, blank_backbone, first_placehol
 from limbeck.context.collate import Collate
 from limbeck.context.host import Host
 from limbeck.context.reading import Reading, plan_reading
+from limbeck.context.start import behind, embeddings, start_of
 from limbeck.context.vectors import Vectors
 from limbeck.core.check import require
 from limbeck.core.save import load_tensors, read_json, save_tensors, write_json
@@ -35,13 +36,25 @@ Settings = TypeVar("Settings")
 class Distiller(nn.Module):
     """Demonstrations' ids b t (or b g t) to vectors b l d (or b g*l d) in the LLM's embedding space.
 
+    Where the LLM's texts start with a token of their own, its embedding, ``start`` s d, stands before the vectors
+    (``context.start``).
+
     ``backbone`` is a transformer without head: a decoder, or the encoder of an encoder-decoder. ``init`` "vocab" starts
     the placeholders as embeddings of random tokens, "random" as N(0, initializer_range); ``seed`` draws them. The
     projection, tanh(W h + b), is there only where the backbone's width is not the LLM's, as in the released code.
     """
 
+    start: Tensor | None
+
     def __init__(
-        self, backbone: Any, host: Host, reading: Reading, tokenizer: Any = None, init: str = "vocab", seed: int = 0
+        self,
+        backbone: Any,
+        host: Host,
+        reading: Reading,
+        tokenizer: Any = None,
+        init: str = "vocab",
+        seed: int = 0,
+        start: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.host, self.reading, self.tokenizer = backbone, host, reading, tokenizer
@@ -49,6 +62,11 @@ class Distiller(nn.Module):
         self.placeholders = nn.Parameter(first_placeholders(backbone, reading.length, init, draws))
         width = self.placeholders.shape[1]
         self.projection = None if width == host.width else first_projection(width, host.width, backbone.config, draws)
+        require(
+            len(reading.start) == (0 if start is None else len(start)),
+            f"everything starts with {len(reading.start)} tokens, whose embeddings a distiller needs; use build",
+        )
+        self.register_buffer("start", None if start is None else start.to(self.placeholders.device))
 
     @classmethod
     def build(
@@ -64,7 +82,8 @@ class Distiller(nn.Module):
     ) -> Distiller:
         """A new distiller for ``llm``, loaded from ``name``; ``backbone`` is a model or where to load one from.
 
-        ``reading``: arguments of ``plan_reading``. The distiller's tokenizer, ``own_tokenizer`` or the one beside the
+        ``reading``: arguments of ``plan_reading``; ``start`` is by default what the tokenizer itself puts before a
+        text, and nothing for an encoder-decoder. The distiller's tokenizer, ``own_tokenizer`` or the one beside the
         backbone, has to be the LLM's.
         """
         host = Host.of(llm, name)
@@ -73,18 +92,25 @@ class Distiller(nn.Module):
             backbone = as_backbone(load_network(backbone, "base"), host.seq2seq)
         if own_tokenizer is not None:
             check_same_tokenizer(tokenizer, own_tokenizer, WHOSE)
-        plan = plan_reading(host.positions, positions(backbone.config), **reading)
-        return cls(backbone, host, plan, tokenizer, init, seed)
+        first = () if host.seq2seq or tokenizer is None else start_of(tokenizer)
+        plan = plan_reading(host.positions, positions(backbone.config), **{"start": first, **reading})
+        require(not (host.seq2seq and plan.start), "an encoder-decoder has a start of its own; leave start out")
+        return cls(backbone, host, plan, tokenizer, init, seed, embeddings(llm, plan.start))
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Vectors b l d for demonstrations ``ids`` b t with ``mask`` b t, or b (g l) d for groups b g t.
 
         Input is right-padded. The placeholders stand directly behind the last real token of their row, at positions
-        cumsum(mask) - 1, so padding changes nothing. Groups are read alone and their vectors stand one after another.
+        cumsum(mask) - 1, so padding changes nothing. Groups are read alone and their vectors stand one after another,
+        behind ``start``.
         """
-        if ids.dim() == 3:
-            vectors = self(ids.flatten(0, 1), mask.flatten(0, 1))
-            return vectors.unflatten(0, tuple(ids.shape[:2])).flatten(1, 2)
+        if ids.dim() == 2:
+            return behind(self.start, self._read(ids, mask))
+        vectors = self._read(ids.flatten(0, 1), mask.flatten(0, 1))
+        return behind(self.start, vectors.unflatten(0, tuple(ids.shape[:2])).flatten(1, 2))
+
+    def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Vectors b l d of each row alone."""
         embeds = self.backbone.get_input_embeddings()(ids)
         placeholders = self.placeholders.to(embeds.dtype).expand(ids.shape[0], -1, -1)
         present = torch.ones(placeholders.shape[:2], dtype=torch.bool, device=ids.device)
@@ -116,7 +142,7 @@ class Distiller(nn.Module):
         require(
             bool(found.isfinite().all()), "the distiller gave NaN or infinity; its weights are broken, train it again"
         )
-        tokens = sum(map(len, groups))
+        tokens = sum(map(len, groups)) - len(groups) * len(self.reading.start)
         return Vectors(found.float().cpu(), self.host, self.reading, collate.used(list(demos)), tokens, self.tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -148,7 +174,8 @@ class Distiller(nn.Module):
         )
         host, reading = from_json(Host, said["host"], path), from_json(Reading, said["reading"], path)
         backbone = blank_backbone(said["backbone"], host.seq2seq, path / CONFIG)
-        distiller = cls(backbone, host, reading, load_tokenizer(path / TOKENIZER), init="random")
+        start = torch.zeros(len(reading.start), host.width) if reading.start else None
+        distiller = cls(backbone, host, reading, load_tokenizer(path / TOKENIZER), init="random", start=start)
         _fill(distiller, path / WEIGHTS)
         return distiller.eval()
 
@@ -174,7 +201,7 @@ def open_distiller(
     distiller.host.check(llm, f"the distiller in {folder}")
     check_same_tokenizer(tokenizer, distiller.tokenizer, WHOSE)
     own = asdict(distiller.reading)
-    for key in ("length", "layout", "groups", "channel", "enter", "query"):
+    for key in ("length", "layout", "groups", "channel", "enter", "query", "start"):
         wanted = given.get(key, own[key])
         plain = key not in ("length", "layout") and wanted == getattr(Reading, key)  # a flag that was not given
         require(

@@ -20,10 +20,11 @@ KIND = "limbeck-vectors"
 
 @dataclass(frozen=True)
 class Vectors:
-    """Vectors l d in the embedding space of ``host``.
+    """What ``host`` reads before a query: ``tensor`` s+l d, the embeddings of its start tokens, then the vectors.
 
-    ``reading`` is how demonstrations were laid out and queries have to be; ``demonstrations`` were read, of ``tokens``
-    tokens in all. ``tokenizer`` is not saved with the vectors: it stands beside the LLM.
+    ``reading`` is how demonstrations were laid out and queries have to be, and says which are the start tokens (none,
+    for many models); ``demonstrations`` were read, of ``tokens`` tokens in all. ``tokenizer`` is not saved with the
+    vectors: it stands beside the LLM.
     """
 
     tensor: Tensor
@@ -34,11 +35,16 @@ class Vectors:
     tokenizer: Any = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
-        length, width = self.tensor.shape
+        size = f"{self.length} x {self.tensor.shape[1]}{' behind a start' if self.reading.start else ''}"
         return (
-            f"Vectors({length} x {width} for {self.host.llm}, in place of {self.demonstrations} demonstrations, "
+            f"Vectors({size} for {self.host.llm}, in place of {self.demonstrations} demonstrations, "
             f"{self.tokens} tokens)"
         )
+
+    @property
+    def length(self) -> int:
+        """How many vectors there are, the start tokens not counted."""
+        return len(self.tensor) - len(self.reading.start)
 
     def save(self, path: str | Path) -> None:
         """Write a ``.safetensors`` file with everything but the tokenizer."""
@@ -66,7 +72,9 @@ class Vectors:
     def to_peft(self, folder: str | Path) -> None:
         """Write a PEFT prompt-tuning adapter; ``PeftModel.from_pretrained(llm, folder)`` then reads the vectors first.
 
-        For an encoder-decoder the vectors stand before what its encoder reads.
+        The LLM's start tokens are among PEFT's virtual tokens, before the vectors, for PEFT puts nothing before those:
+        so tokenize queries with ``add_special_tokens=False``, or the LLM reads its start a second time. For an
+        encoder-decoder the vectors stand before what its encoder reads.
         """
         require(
             not self.host.seq2seq or self.reading.enter == "embeddings",

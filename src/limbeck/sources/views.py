@@ -2,8 +2,9 @@
 
 A *view* is the model, a context in front of the query, and the query itself. The context is always a sequence of
 vectors in the model's embedding space: the embeddings of demonstrations (``full_context``), a few vectors that stand in
-for them (``compressed_context``), or nothing (``no_context``). MEND (arXiv 2403.06914) is then ordinary distillation
-between two views of the same model.
+for them (``compressed_context``), or nothing (``no_context``). A token that the model expects before every text (such
+as Llama's ``<s>``) is the head of its context. MEND (arXiv 2403.06914) is then ordinary distillation between two views
+of the same model.
 
 Decoder-only models read ``[context; query]``; the signals are those of the query's positions, so index i of a row
 predicts query token i + 1. Encoder-decoder models read the context on the encoder side (followed by ``encoder_ids``
@@ -16,7 +17,7 @@ closed (``pack``), so a row gives the same numbers whatever stands beside it, fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -136,14 +137,18 @@ def compressed_context(model: Any, compress: Callable[[Batch], Tensor], enter: E
     return View("compressed_context", model, context, enter)
 
 
-def no_context(model: Any) -> View:
-    """The model reading the query alone; an encoder that has nothing else to read reads the end-of-text token."""
+def no_context(model: Any, start: Sequence[int] = ()) -> View:
+    """The model reading the query alone, behind the tokens ``start`` if it expects some before every text.
+
+    An encoder that has nothing else to read reads the end-of-text token.
+    """
 
     def context(batch: Batch) -> Context:
-        table, config = model.get_input_embeddings(), model.config
+        config = model.config
         alone = config.is_encoder_decoder and "encoder_ids" not in batch
-        ids = torch.full((1, 1), config.eos_token_id if alone else 0, device=batch["ids"].device)[:, : int(alone)]
-        return Context(table(ids), torch.ones_like(ids, dtype=torch.bool))
+        first = [config.eos_token_id] if alone else list(start)
+        ids = torch.tensor([first], dtype=torch.long, device=batch["ids"].device)
+        return Context(model.get_input_embeddings()(ids), torch.ones_like(ids, dtype=torch.bool))
 
     return View("no_context", model, context)
 

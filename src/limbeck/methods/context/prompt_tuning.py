@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.context.collate import Collate
+from limbeck.context.start import behind, embeddings
 from limbeck.context.streams import query_stream
 from limbeck.context.vectors import Vectors
 from limbeck.core.fit import fit
@@ -48,17 +49,23 @@ class Config:
 
 
 class FreeVectors(nn.Module):
-    """Vectors 1 l d that start as embeddings of random tokens (Lester et al., "sampled vocabulary")."""
+    """Vectors 1 l d that begin as embeddings of random tokens (Lester et al., "sampled vocabulary").
 
-    def __init__(self, table: Tensor, length: int, seed: int = 0) -> None:
+    They stand behind ``start`` s d, which does not learn: the embeddings of the LLM's start tokens, if it has some.
+    """
+
+    start: Tensor | None
+
+    def __init__(self, table: Tensor, length: int, seed: int = 0, start: Tensor | None = None) -> None:
         super().__init__()
+        self.register_buffer("start", start)
         draws = torch.Generator().manual_seed(seed)
         chosen = torch.randint(min(100, len(table) // 2), len(table), (length,), generator=draws)
         self.vectors = nn.Parameter(table.detach()[chosen.to(table.device)].float().clone())
 
     def forward(self) -> Tensor:
-        """The vectors, one row that all queries share."""
-        return self.vectors[None]
+        """The vectors behind the start, one row that all queries share."""
+        return behind(self.start, self.vectors[None])
 
 
 def prompt_tuning(
@@ -66,7 +73,8 @@ def prompt_tuning(
 ) -> Vectors:
     """Vectors tuned on ``examples`` of one task for the frozen ``lm``; ``collate`` lays the examples out."""
     freeze(lm)
-    free = FreeVectors(lm.get_input_embeddings().weight, cfg.length, cfg.seed)
+    start = embeddings(lm, collate.reading.start)
+    free = FreeVectors(lm.get_input_embeddings().weight, cfg.length, cfg.seed, start)
     reader = compressed_context(lm, lambda batch: free(), collate.reading.enter)
     stage = Stage(
         "prompt",
@@ -79,4 +87,4 @@ def prompt_tuning(
         seed=cfg.seed,
     )
     fit(stage, out, engine)
-    return Vectors(free.vectors.detach().cpu(), collate.host, collate.reading, 0, 0)
+    return Vectors(free()[0].detach().cpu(), collate.host, collate.reading, 0, 0)
