@@ -58,7 +58,7 @@ def test_demonstrations_become_vectors_from_python(page: str, tmp_path: Path, mo
     code = next(block for block in blocks(ROOT / page, "python") if "Distiller" in block)
     found: dict[str, object] = {}
     exec(code.replace('"runs/mend"', '"limbeck:atlas/weights/distiller"'), found)
-    assert repr(found["vectors"]).startswith("Vectors(16 x ")
+    assert repr(found["vectors"]).startswith("Vectors(28 x ")
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
     assert len(list(tmp_path.glob("*-peft/adapter_config.json"))) == 1
 

@@ -150,7 +150,8 @@ def test_several_queries_share_demonstrations_and_none_of_them_is_one(pool):
     plain, several = Episodes(pool, 4, 3), Episodes(pool, 4, 3, asked=2)
     for i in range(40):
         episode = several[i]
-        assert len(set(episode.queries)) == 2 and episode.query == plain[i].query
+        assert len(set(episode.queries)) == 2
+        assert episode.query == plain[i].query
         assert not set(episode.queries) & set(episode.demos)
         assert {q.task for q in episode.queries} == {episode.query.task}
 

@@ -229,8 +229,9 @@ class Episodes:
         self.position = int(state["position"])
 
     def __repr__(self) -> str:
-        how = f"shots={self.shots}, seed={self.seed}, ablation={self.ablation!r}, noise={self.noise}, asked={self.asked}"
-        return f"Episodes({self.pool!r}, {how}, position={self.position})"
+        drawn = f"shots={self.shots}, asked={self.asked}, seed={self.seed}"
+        how = f"ablation={self.ablation!r}, noise={self.noise}, position={self.position}"
+        return f"Episodes({self.pool!r}, {drawn}, {how})"
 
 
 
