@@ -234,8 +234,6 @@ class Episodes:
         return f"Episodes({self.pool!r}, {drawn}, {how})"
 
 
-
-
 def demonstrations(task: Task, shots: int = 16, seed: int = 0, ablation: str = "none") -> tuple[Example, ...]:
     """The demonstrations that a test task is evaluated with: ``shots`` rows of its training split in random order.
 
