@@ -6,6 +6,9 @@ only"), each on clean labels and with 40 % of the query labels replaced by rando
 steps, same learning rate; the start was made with a teacher, which favours "CE only" over HyperTuning proper. Prompt
 tuning gets the test task's 16 demonstrations. All are judged on the same queries.
 
+The learning rate of clean stage 2 was chosen on other test tasks than the claim's (2e-4; 5e-4 undoes some of stage 1). At
+that rate 40 % noise does no harm to either loss in so few steps, so both noisy variants train at a higher one.
+
 Claims, on the mean over partitions and seeds:
 
 - in-context learning (16) beats zero-shot by at least 0.25;
@@ -17,7 +20,7 @@ Claims, on the mean over partitions and seeds:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -28,11 +31,12 @@ from accelerate import Accelerator
 from common import HERE, spread, summary, verdict, write_result
 
 from limbeck.atlas.tasks import PARTITIONS, partition
-from limbeck.context.distiller import open_distiller
+from limbeck.context.distiller import Distiller, open_distiller
 from limbeck.context.evaluate import Result, compare
 from limbeck.context.host import load_llm
 from limbeck.context.streams import episode_stream
 from limbeck.core.save import read_json, write_json
+from limbeck.data.tasks import Task
 from limbeck.methods.context import mend, prompt_tuning
 from limbeck.methods.context.demo import all_contexts
 
@@ -40,22 +44,36 @@ NOISE = 0.4
 VARIANTS = {"MEND": (1.0, 0.0), "CE only": (0.0, 0.0), "MEND, noisy": (1.0, NOISE), "CE only, noisy": (0.0, NOISE)}
 
 
-def cell(name: str, seed: int, args: argparse.Namespace) -> list[Result]:
-    """One partition with one seed: train every variant, judge every context."""
+def cell(name: str, seed: int, args: argparse.Namespace, known: dict[Any, dict[str, Distiller]]) -> list[Result]:
+    """One partition with one seed: train every variant, judge every context.
+
+    ``known`` holds what was trained before, by its tasks and seed: two of the partitions learn from the same tasks.
+    """
     lm, tokenizer = load_llm(mend.LLM)
     part = partition(name, train_tasks=args.train_tasks, test_tasks=args.test_tasks, seed=seed)
-    distillers = {}
-    for variant, (kd, noise) in VARIANTS.items():
-        distillers[variant] = open_distiller(mend.DISTILLER, lm, mend.LLM, tokenizer)
-        stream = episode_stream(
-            distillers[variant], part.train, args.batch, args.shots, seed, noise=noise, asked=args.asked
-        )
-        cfg = mend.Config(seed=seed, steps=args.steps, batch=args.batch, lr=args.lr, shots=args.shots, kd=kd)
-        mend.mend(lm, distillers[variant], None, stream, cfg, None, Accelerator(mixed_precision=args.precision))
+    key = seed, *(task.name for task in part.train)
+    if key not in known:
+        known[key] = trained(lm, tokenizer, part.train, seed, args)
+    distillers = known[key]
     length = distillers["MEND"].reading.length
     tuning = prompt_tuning.Config(length, args.prompt_steps, 8, args.prompt_lr, seed)
     contexts = all_contexts(lm, tokenizer, distillers, tuning)
     return compare(contexts, part.test, args.shots, (seed,), args.queries, name)
+
+
+def trained(
+    lm: Any, tokenizer: Any, tasks: Sequence[Task], seed: int, args: argparse.Namespace
+) -> dict[str, Distiller]:
+    """The shipped distiller after each variant of stage 2 on ``tasks``."""
+    distillers = {}
+    for variant, (kd, noise) in VARIANTS.items():
+        found = open_distiller(mend.DISTILLER, lm, mend.LLM, tokenizer)
+        stream = episode_stream(found, tasks, args.batch, args.shots, seed, noise=noise, asked=args.asked)
+        rate = args.noisy_lr if noise else args.lr
+        cfg = mend.Config(seed=seed, steps=args.steps, batch=args.batch, lr=rate, shots=args.shots, kd=kd)
+        mend.mend(lm, found, None, stream, cfg, None, Accelerator(mixed_precision=args.precision))
+        distillers[variant] = found
+    return distillers
 
 
 def finished(path: Path, settings: dict[str, Any], work: Callable[[], list[Result]]) -> list[dict[str, Any]]:
@@ -107,24 +125,28 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--partitions", nargs="+", default=list(PARTITIONS))
     parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--noisy-lr", type=float, default=1e-3, help="where labels are noisy")
     parser.add_argument("--asked", type=int, default=8, help="queries per set of demonstrations")
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--train-tasks", type=int, default=200)
     parser.add_argument("--test-tasks", type=int, default=6)
-    parser.add_argument("--queries", type=int, default=30)
-    parser.add_argument("--prompt-steps", type=int, default=100)
+    parser.add_argument("--queries", type=int, default=24)
+    parser.add_argument("--prompt-steps", type=int, default=60)
     parser.add_argument("--prompt-lr", type=float, default=3e-3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     free = ("out", "cells", "seeds", "partitions")
     settings = {key: value for key, value in vars(args).items() if key not in free}
     results: list[dict[str, Any]] = []
+    known: dict[Any, dict[str, Distiller]] = {}
     for seed in args.seeds:
         for name in args.partitions:
-            results += finished(args.cells / f"{name}-{seed}.json", settings, lambda n=name, s=seed: cell(n, s, args))
+            results += finished(
+                args.cells / f"{name}-{seed}.json", settings, lambda n=name, s=seed: cell(n, s, args, known)
+            )
     rows = [
         row(results, context, seed) for context in dict.fromkeys(r["context"] for r in results) for seed in args.seeds
     ]
