@@ -6,7 +6,7 @@ only"), each on clean labels and with 40 % of the query labels replaced by rando
 steps, same learning rate; the start was made with a teacher, which favours "CE only" over HyperTuning proper. Prompt
 tuning gets the test task's 16 demonstrations. All are judged on the same queries.
 
-The learning rate of clean stage 2 was chosen on other test tasks than the claim's (2e-4; 5e-4 undoes some of stage 1). At
+The learning rate of clean stage 2 was chosen on other tasks than the claim's (2e-4; 5e-4 undoes some of stage 1). At
 that rate 40 % noise does no harm to either loss in so few steps, so both noisy variants train at a higher one.
 
 Claims, on the mean over partitions and seeds:
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any

@@ -42,7 +42,7 @@ class Config(Run):
     """Episodes per step; a choice."""
     asked: int = 8
     """Queries per episode; as many again cost a third more."""
-    lr: float = 5e-4
+    lr: float = 2e-4
     """Learning rate of stage 2; a choice."""
     prompt_steps: int = 60
     """Optimizer steps of prompt tuning per task; a choice."""

@@ -43,7 +43,7 @@ from limbeck.sources.views import compressed_context, full_context
 
 LLM, DISTILLER = "limbeck:atlas/weights/lm", "limbeck:atlas/weights/distiller"
 PAPER: dict[str, Any] = {"steps": 30_000, "batch": 8, "lr": 1e-5, "asked": 1}
-ATLAS: dict[str, Any] = {"steps": 100, "batch": 8, "lr": 5e-4, "asked": 8}
+ATLAS: dict[str, Any] = {"steps": 100, "batch": 8, "lr": 2e-4, "asked": 8}
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Config(Run):
     batch: int | None = None
     """Rows per batch; released scripts: 1 on each of 8 GPUs, atlas: 8."""
     lr: float | None = None
-    """Learning rate of stage 2, decaying linearly; released scripts: 1e-5, atlas: 5e-4."""
+    """Learning rate of stage 2, decaying linearly; released scripts: 1e-5, atlas: 2e-4."""
     cap: int = 16_384
     """Most training rows of one task; MetaICL."""
     llm_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
