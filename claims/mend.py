@@ -145,9 +145,7 @@ def main() -> None:
     known: dict[Any, dict[str, Distiller]] = {}
     for seed in args.seeds:
         for name in args.partitions:
-            results += finished(
-                args.cells / f"{name}-{seed}.json", settings, lambda n=name, s=seed: cell(n, s, args, known)
-            )
+            results += finished(args.cells / f"{name}-{seed}.json", settings, partial(cell, name, seed, args, known))
     rows = [
         row(results, context, seed) for context in dict.fromkeys(r["context"] for r in results) for seed in args.seeds
     ]
