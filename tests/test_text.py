@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_llms
 
-from limbeck import lm_batches
+from limbeck import Vectors, lm_batches
 from limbeck.arguments import config_class, parse
 from limbeck.commands import find_commands, match
 
@@ -58,7 +58,7 @@ def test_demonstrations_become_vectors_from_python(page: str, tmp_path: Path, mo
     code = next(block for block in blocks(ROOT / page, "python") if "Distiller" in block)
     found: dict[str, object] = {}
     exec(code.replace('"runs/mend"', '"limbeck:atlas/weights/distiller"'), found)
-    assert repr(found["vectors"]).startswith("Vectors(28 x ")
+    assert isinstance(found["vectors"], Vectors)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
     assert len(list(tmp_path.glob("*-peft/adapter_config.json"))) == 1
 
