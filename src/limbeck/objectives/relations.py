@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.core.batch import Batch
-from limbeck.core.check import LimbeckError, one_of
+from limbeck.core.check import LimbeckError, one_of, require
 from limbeck.core.signals import Signals
 from limbeck.core.stage import Objective
 from limbeck.core.terms import Clock, Terms, per
@@ -30,14 +30,19 @@ def relation(
     ("q", "k") and ("v", "v") with the models' own heads is MiniLM (2002.10957); ("q", "q"), ("k", "k") and ("v", "v")
     with ``heads`` relation heads is MiniLMv2 (2012.15828). A layer number may be left out where the source recorded
     only one; negative numbers count from the last recorded one. ``on`` names the mask of real tokens; ``causal`` as in
-    ``losses.relation.relation_kl``. The mean is over all rows, also over those of one token, whose value is 0. Term:
-    ``relation``.
+    ``losses.relation.relation_kl``. The mean is over all rows, also over those of one token, whose value is 0. Rows
+    that hold several texts are refused. Term: ``relation``.
     """
     a, b = (QKV.index(one_of(name, QKV, "relation")) for name in (first, second))
     layers = {"student_layer": student_layer, "teacher_layer": teacher_layer}
 
     @named("relation", first, second, **layers, heads=heads, causal=causal or None)
     def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
+        require(
+            "segment" not in batch,
+            "a relation compares all tokens of a row, and these rows hold several texts each; give each a row of its "
+            "own",
+        )
         ours, theirs = layer_of(student, "qkv", student_layer), layer_of(teacher, "qkv", teacher_layer)
         pairs = (ours[a], ours[b]), (theirs[a], theirs[b])
         return per("row", relation_kl(*pairs, unit(batch, on), heads=heads, causal=causal), "relation")

@@ -16,6 +16,7 @@ from limbeck.core.check import LimbeckError, one_of, require
 from limbeck.core.signals import Signals
 from limbeck.sources.attention import layer_number, recorded
 from limbeck.sources.readout import instead, output_layer, readout, reads_out
+from limbeck.sources.segments import apart, check_apart
 
 Pooled = Literal["cls", "mean"] | None
 Stack = Literal["encoder", "decoder"]
@@ -43,7 +44,8 @@ def model_source(
     In an encoder-decoder these are taken from ``stack``. ``dtype`` runs the forward pass under autocast to that type.
     The batch gives ``ids``, ``mask`` and, where the model takes them, ``positions`` and ``types``; ``encoder_ids`` and
     ``encoder_mask`` for an encoder-decoder. Positions of a causal model count its real tokens, so padding may stand on
-    either side.
+    either side. A causal model keeps texts that share a row apart where the batch has ``segment``; that it can is tried
+    once.
 
     Nothing is changed in the model: hooks stand during a call only. Gradients flow unless the caller turns them off.
     """
@@ -64,9 +66,12 @@ class ModelSource:
     stack: Stack = "decoder"
     dtype: torch.dtype | None = None
     _tried: tuple[Any, bool] = field(default=(None, False), init=False, repr=False)
+    _apart: Any = field(default=None, init=False, repr=False)
 
     def __call__(self, batch: Batch) -> Signals:
         """Signals of one forward pass."""
+        if "segment" in batch:
+            self._check_segments()
         inputs = model_inputs(self.model, batch)
         states = bool(self.hidden or self.pooled)
         with ExitStack() as stack:
@@ -86,6 +91,19 @@ class ModelSource:
         asked = {"hidden": self.hidden, "qkv": self.qkv, "pooled": self.pooled, "dtype": self.dtype}
         shown = [f"{name}={value!r}" for name, value in asked.items() if value]
         return f"model_source({', '.join([type(self.model).__name__, *shown])})"
+
+    def _check_segments(self) -> None:
+        """Refuse what would mix the texts of a row; the model is tried once."""
+        require(self.pooled is None, "one vector per row would mix the texts that share it; give each a row of its own")
+        model = _unwrapped(self.model)
+        if self._apart is not model:
+            require(
+                _causal(model) and not model.config.is_encoder_decoder,
+                f"{type(model).__name__} does not read from left to right, so texts cannot share a row of it; give "
+                "each a row of its own",
+            )
+            check_apart(model)
+            self._apart = model
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.dtype is None:
@@ -130,6 +148,8 @@ def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
     if seq2seq:
         inputs = {"decoder_input_ids": batch["ids"], "decoder_attention_mask": mask, "input_ids": batch["encoder_ids"]}
         inputs["attention_mask"] = _mask(batch, "encoder_")
+    elif "segment" in batch:
+        inputs |= apart(_unwrapped(model), batch["segment"], mask)
     elif "positions" in batch or _causal(model):
         inputs["position_ids"] = batch.get("positions", (mask.cumsum(1) - 1).clamp(min=0))
     if "types" in batch:
