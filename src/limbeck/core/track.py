@@ -18,6 +18,12 @@ from limbeck.core.save import write_atomic
 QUIET_SECONDS = 30.0  # without a terminal: one line at most this often
 
 
+def say(text: str) -> None:
+    """One line for the user, from the first of all processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
+
+
 class Metrics:
     """``metrics.jsonl``, one object per logged step, cut back to the checkpoint's step when training resumes."""
 

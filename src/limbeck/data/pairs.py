@@ -1,14 +1,19 @@
-"""Supervised text for causal models: prompts with completions, or running text; the stream is made for either."""
+"""Supervised text for language models: conversations, prompts with completions, running text; told apart by the rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from limbeck.core.batch import Batch, next_token_batch
-from limbeck.core.check import LimbeckError, require
-from limbeck.data.read import field, read_jsonl, read_text
+from limbeck.core.check import require
+from limbeck.core.track import say
+from limbeck.data.chats import Chat, as_chat, is_chat
+from limbeck.data.packing import Row, row, row_batches
+from limbeck.data.read import field, read_rows, read_text
 from limbeck.data.stream import Batches, lengths_mask, lm_batches, pad
+from limbeck.data.turns import chat_rows, use_template
 
 
 class Pair(NamedTuple):
@@ -17,65 +22,132 @@ class Pair(NamedTuple):
     prompt: list[int]
     completion: list[int]
 
+    def row(self) -> Row:
+        """Both in one row."""
+        return row([*self.prompt, *self.completion], [False] * len(self.prompt) + [True] * len(self.completion))
+
 
 def causal_batches(source: str | Path, tokenizer: Any, length: int, batch: int, seed: int = 0) -> Batches:
-    """Batches for causal distillation from ``source``, whichever way it is written.
+    """Batches for causal distillation from ``source`` (``data.read.read_rows``), whichever way it is written.
 
-    A ``.jsonl`` file whose rows have ``prompt`` and ``completion`` gives one row per pair, supervised on the completion
-    and its end-of-text token; everything else is running text (``read_text``), packed into windows of ``length``.
+    Conversations (``data.chats``) and rows with ``prompt`` and ``completion`` give one row each, supervised on what the
+    assistant says or on the completion (``read_supervised``); ``data.packing.repacked`` puts several into one. All else
+    is running text with a field ``text``, packed into windows of ``length`` (``lm_batches``).
     """
     if has_pairs(source):
-        return pair_batches(read_pairs(source, tokenizer, length), batch, seed)
+        return row_batches(read_supervised(source, tokenizer, length), batch, seed)
     return lm_batches(read_text(source), tokenizer, length, batch, seed)
 
 
 def has_pairs(source: str | Path) -> bool:
-    """Whether ``source`` is a ``.jsonl`` file whose first row has a ``prompt``."""
-    path = Path(source)
-    if path.suffix != ".jsonl" or not path.is_file():
-        return False
-    return "prompt" in next(iter(read_jsonl(path)))[1]
+    """Whether the first row of ``source`` is a conversation or has a ``prompt``; a row of neither needs ``text``."""
+    where, first = next(iter(read_rows(source)))
+    found = is_chat(first) or "prompt" in first
+    require(
+        found or "text" in first,
+        f"{where}: expected 'messages', 'conversations', 'prompt' and 'completion', or 'text', but the row has "
+        f"{', '.join(map(repr, first)) or 'no fields'}",
+    )
+    return found
+
+
+def read_supervised(source: str | Path, tokenizer: Any, length: int) -> list[Row]:
+    """Conversations and pairs of ``source`` as rows of at most ``length`` tokens; says what had to be changed.
+
+    Conversations go through the chat template (``data.turns``), pairs of strings stand as they are, followed by the
+    end-of-text token. A conversation that is too long is cut at its end, and left out where no answer is left; a pair
+    that is too long loses the beginning of its prompt.
+    """
+    waiting: list[Chat | Pair] = []
+    for where, one in read_rows(source):
+        waiting.append(as_chat(one, where) if is_chat(one) else _pair(one, tokenizer, length, where))
+    chats = [one for one in waiting if isinstance(one, Chat)]
+    if chats and (note := use_template(tokenizer)):
+        say(f"{source}: {note}")
+    if len(chats) < len(waiting) and getattr(tokenizer, "chat_template", None):
+        say(f"{source}: prompts and completions stand as they are; the chat template is for rows of messages")
+    spoken = chat_rows(chats, tokenizer)
+    whole = [one.row() if isinstance(one, Pair) else next(spoken) for one in waiting]
+    return _fitted(whole, length, str(source))
 
 
 def read_pairs(source: str | Path, tokenizer: Any, length: int) -> list[Pair]:
-    """The pairs of a ``.jsonl`` file as token ids, at most ``length`` together.
+    """The rows of ``source`` that have ``prompt`` and ``completion`` as token ids, at most ``length`` together.
 
     A pair that is too long loses the beginning of its prompt; a completion that alone exceeds ``length`` is refused.
     """
-    pairs = []
-    for number, row in read_jsonl(source):
-        where = f"{source}:{number}"
-        pairs.append(_pair(row, tokenizer, length, where))
-    return pairs
+    return [_pair(one, tokenizer, length, where) for where, one in read_rows(source)]
 
 
-def pair_batches(pairs: list[Pair], batch: int, seed: int = 0) -> Batches:
+def pair_batches(pairs: Sequence[Pair], batch: int, seed: int = 0) -> Batches:
     """Batches ``ids``, ``mask``, ``targets``, ``answer`` b t, padded on the right to their longest row."""
+    return row_batches([pair.row() for pair in pairs], batch, seed)
+
+
+def seq2seq_batches(
+    source: str | Path, tokenizer: Any, length: int, batch: int, start: int, seed: int = 0
+) -> Batches:
+    """Batches for an encoder-decoder from rows with ``prompt`` and ``completion``, at most ``length`` tokens each.
+
+    The encoder reads the prompt (``encoder_ids`` and ``encoder_mask`` b s), the decoder ``start`` (the model's
+    ``decoder_start_token_id``) and the completion, of which every token is a target.
+    """
+    pairs = []
+    for where, one in read_rows(source):
+        require(
+            not is_chat(one), f"{where}: an encoder-decoder reads 'prompt' and 'completion' that are text, not messages"
+        )
+        answer = [start, *_completion(one, tokenizer, length, where)]
+        pairs.append(Pair(_prompt(one, tokenizer, where)[:length], answer))
 
     def collate(rows: list[Pair]) -> Batch:
-        whole = [row.prompt + row.completion for row in rows]
-        mask = lengths_mask(whole)
-        keep = mask & ~lengths_mask([row.prompt for row in rows], length=mask.shape[1])
-        return next_token_batch(pad(whole), mask, keep)
+        asked, said = [one.prompt for one in rows], [one.completion for one in rows]
+        keep = lengths_mask(said)
+        keep[:, 0] = False
+        read = {"encoder_ids": pad(asked), "encoder_mask": lengths_mask(asked)}
+        return next_token_batch(pad(said), lengths_mask(said), keep) | read
 
     return Batches(pairs, collate, batch, seed)
 
 
+def _fitted(rows: list[Row], length: int, source: str) -> list[Row]:
+    """Rows cut at their end to ``length``, without those that then have nothing to predict."""
+    cut = [Row(one.ids[:length], one.keep[:length]) for one in rows]
+    kept = [one for one in cut if one.keep.any()]
+    require(
+        kept, f"{source}: no conversation has an answer of the assistant's within {length} tokens; raise --length"
+    )
+    if long := sum(one.size > length for one in rows):
+        gone = len(rows) - len(kept)
+        left = f", and {gone} of them left out, for no answer stands before the cut" if gone else ""
+        say(f"{source}: {long} of {len(rows)} conversations are longer than {length} tokens and cut at their end{left}")
+    return kept
+
+
 def _pair(row: dict[str, Any], tokenizer: Any, length: int, where: str) -> Pair:
-    end = tokenizer.eos_token_id
-    prompt = list(tokenizer(field(row, "prompt", str, where))["input_ids"])
-    if prompt and prompt[-1] == end:
+    prompt, completion = _prompt(row, tokenizer, where), _completion(row, tokenizer, length, where)
+    if prompt[-1] == tokenizer.eos_token_id:
         prompt.pop()
-    text = field(row, "completion", str, where)
-    require(text.strip(), f"{where}: the completion is empty, so there is nothing to learn; remove the row")
-    completion = [*tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
-    room = length - len(completion)
-    if room < 1:
-        raise LimbeckError(
-            f"{where}: the completion has {len(completion)} tokens, no room for a prompt in rows of {length}; "
-            "raise --length or shorten it"
-        )
     require(
         prompt, f"{where}: the prompt is empty, so the completion's first token cannot be predicted; write a prompt"
     )
-    return Pair(prompt[-room:], completion)
+    return Pair(prompt[len(completion) - length :], completion)
+
+
+def _prompt(row: dict[str, Any], tokenizer: Any, where: str) -> list[int]:
+    ids = list(tokenizer(field(row, "prompt", str, where))["input_ids"])
+    require(ids, f"{where}: the prompt is empty, so the completion's first token cannot be predicted; write a prompt")
+    return ids
+
+
+def _completion(row: dict[str, Any], tokenizer: Any, length: int, where: str) -> list[int]:
+    """The completion and the end of the text, short enough for at least one token to stand before them."""
+    text, end = field(row, "completion", str, where), tokenizer.eos_token_id
+    require(text.strip(), f"{where}: the completion is empty, so there is nothing to learn; remove the row")
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
+    require(
+        len(ids) < length,
+        f"{where}: the completion has {len(ids)} tokens, no room for a prompt in rows of {length}; raise --length or "
+        "shorten it",
+    )
+    return ids

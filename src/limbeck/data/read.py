@@ -58,11 +58,25 @@ def read_text(source: str | Path, field_name: str = "text", split: str = "train"
     Hub (its ``split`` and column; the same extra). Empty texts are left out.
     """
     path = Path(source)
-    if not path.exists() and path.suffix not in SUFFIXES and HUB_ID.match(str(source)):
+    if _on_hub(path):
         yield from _hub(str(source), field_name, split)
         return
     for file in files(path, SUFFIXES):
         yield from _READ[file.suffix](file, field_name)
+
+
+def read_rows(source: str | Path, split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a data set, each with the place where it stands, for messages.
+
+    ``source`` is as for ``read_text``, or a ``.json`` file that holds one list of objects. A line of a ``.txt`` file is
+    a row with the field ``text``. Every error names file and line (of a list: its number, from 0).
+    """
+    path = Path(source)
+    if _on_hub(path):
+        yield from ((f"{source} ({split}) row {n}", row) for n, row in enumerate(_hub_rows(str(source), split)))
+        return
+    for file in [existing(path)] if path.suffix == ".json" else files(path, SUFFIXES):
+        yield from _ROWS[file.suffix](file)
 
 
 def files(path: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -105,7 +119,8 @@ def _plain_text(path: Path, name: str) -> Iterator[str]:
     yield from (text for _, text in lines(path))
 
 
-def _parquet_text(path: Path, name: str) -> Iterator[str]:
+def _parquet(path: Path) -> Any:
+    """The parquet file, opened; it is read in parts."""
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError:
@@ -113,9 +128,13 @@ def _parquet_text(path: Path, name: str) -> Iterator[str]:
             f"{path}: reading parquet needs pyarrow; install it with pip install 'limbeck[data]'"
         ) from None
     try:
-        table = parquet.ParquetFile(path)
+        return parquet.ParquetFile(path)
     except (ArrowInvalid, OSError) as error:
         raise LimbeckError(f"{path}: expected a parquet file, but it cannot be read: {first_line(error)}") from None
+
+
+def _parquet_text(path: Path, name: str) -> Iterator[str]:
+    table = _parquet(path)
     columns = table.schema_arrow.names
     require(name in columns, f"{path}: the column {name!r} is missing; the file has {', '.join(map(repr, columns))}")
     for batch in table.iter_batches(columns=[name]):
@@ -128,10 +147,42 @@ def _parquet_text(path: Path, name: str) -> Iterator[str]:
                 yield value
 
 
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path))
+
+
+def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield from ((f"{path}:{number}", {"text": text}) for number, text in lines(path))
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    for batch in _parquet(path).iter_batches():
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}:{number}", row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LimbeckError(f"{path}: expected JSON, but it cannot be read: {first_line(error)}") from None
+    require(isinstance(rows, list) and rows, f"{path}: expected a list of objects, but got {_kind(rows)}")
+    for number, row in enumerate(rows):
+        require(isinstance(row, dict), f"{path}[{number}]: expected a JSON object, but got {_kind(row)}")
+        yield f"{path}[{number}]", row
+
+
 _READ = {".jsonl": _jsonl_text, ".txt": _plain_text, ".parquet": _parquet_text}
+_ROWS = {".jsonl": _jsonl_rows, ".txt": _text_rows, ".parquet": _parquet_rows, ".json": _json_rows}
 
 
-def _hub(name: str, column: str, split: str) -> Iterator[str]:
+def _on_hub(path: Path) -> bool:
+    return not path.exists() and path.suffix not in _ROWS and bool(HUB_ID.match(str(path)))
+
+
+def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
     try:
         from datasets import load_dataset
     except ImportError:
@@ -144,7 +195,11 @@ def _hub(name: str, column: str, split: str) -> Iterator[str]:
         raise LimbeckError(
             f"{name!r} is neither a file nor a folder, and the Hub gave no data set of that name: {first_line(error)}"
         ) from None
-    for number, row in enumerate(rows):
+    yield from rows
+
+
+def _hub(name: str, column: str, split: str) -> Iterator[str]:
+    for number, row in enumerate(_hub_rows(name, split)):
         text = field(row, column, str, f"{name} ({split}) row {number}")
         if text.strip():
             yield text

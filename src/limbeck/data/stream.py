@@ -71,6 +71,10 @@ class Batches:
         rows = [self.rows[self._row(i)] for i in range(number * self.batch, (number + 1) * self.batch)]
         return self.collate(rows, np.random.default_rng([self.seed, number])) if self.draws else self.collate(rows)
 
+    def order(self) -> list[int]:
+        """The rows of the first epoch, in the order in which they come."""
+        return [self._row(i) for i in range(self.size or 0)]
+
     def take(self, count: int) -> list[Batch]:
         """The next ``count`` batches."""
         return list(islice(self, count))
