@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from limbeck.core.batch import IGNORE
 from limbeck.core.check import LimbeckError
 from limbeck.data.held import hold_out
-from limbeck.data.pairs import causal_batches, has_pairs, read_pairs
+from limbeck.data.pairs import causal_batches, has_pairs, pair_batches, read_pairs, seq2seq_batches
 from limbeck.data.stream import Batches
 
 
@@ -66,6 +66,64 @@ def test_bad_rows_are_named(tokenizer, tmp_path, row, message):
     path = write(tmp_path / "d.jsonl", {"prompt": "a", "completion": "b"}, row)
     with pytest.raises(LimbeckError, match=message):
         causal_batches(path, tokenizer, 7, batch=1)
+
+
+ASKED, SAID = {"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}
+
+
+def test_conversations_and_pairs_may_stand_in_one_file(tokenizer, tmp_path, capsys):
+    path = write(tmp_path / "d.jsonl", {"messages": [ASKED, SAID]}, {"prompt": "a", "completion": "e"})
+    assert has_pairs(path)
+    (batch,) = causal_batches(path, tokenizer, 32, batch=2).take(1)
+    supervised = {tuple(t for t in row if t != IGNORE) for row in batch["targets"].tolist()}
+    assert supervised == {(4, 5, 1), (6, 1)}
+    said = capsys.readouterr().err
+    assert "d.jsonl: the tokenizer has no chat template" in said
+    assert "prompts and completions stand as they are" in said
+    causal_batches(path, tokenizer, 32, batch=2)
+    assert "has no chat template" not in capsys.readouterr().err
+
+
+def test_long_conversations_are_cut_at_their_end_and_it_is_said(tokenizer, tmp_path, capsys):
+    late = {"role": "user", "content": "a b c d e f g h a b c d"}
+    rows = [{"messages": [ASKED, SAID]}, {"messages": [ASKED, SAID, ASKED, SAID]}, {"messages": [late, SAID]}]
+    path = write(tmp_path / "d.jsonl", *rows)
+    stream = causal_batches(path, tokenizer, 14, batch=2)
+    assert stream.size == 2
+    assert max(one.size for one in stream.rows) <= 14
+    said = capsys.readouterr().err
+    assert "2 of 3 conversations are longer than 14 tokens and cut at their end, and 1 of them left out" in said
+    with pytest.raises(LimbeckError, match=r"d.jsonl: no conversation has an answer of the assistant's within 4 tok"):
+        causal_batches(path, tokenizer, 4, batch=1)
+
+
+def test_rows_of_no_known_form_are_named(tokenizer, tmp_path):
+    path = write(tmp_path / "d.jsonl", {"instruction": "a", "output": "b"})
+    with pytest.raises(LimbeckError, match=r"d.jsonl:1: expected 'messages', .* but the row has 'instruction', 'outp"):
+        causal_batches(path, tokenizer, 8, batch=1)
+    path = write(tmp_path / "d.jsonl", {"messages": [ASKED, SAID]}, {"text": "a"})
+    with pytest.raises(LimbeckError, match=r"d.jsonl:2: the field 'prompt' is missing"):
+        causal_batches(path, tokenizer, 8, batch=1)
+
+
+def test_pairs_for_an_encoder_decoder(tokenizer, tmp_path):
+    path = write(tmp_path / "d.jsonl", {"prompt": "a b c", "completion": "d e"}, {"prompt": "f", "completion": "g"})
+    (batch,) = seq2seq_batches(path, tokenizer, 4, batch=2, start=9).take(1)
+    rows = {tuple(map(tuple, row)) for row in zip(*(batch[k].tolist() for k in ("encoder_ids", "ids", "targets")))}
+    assert rows == {
+        ((2, 3, 4), (9, 5, 6, 1), (5, 6, 1, IGNORE)),
+        ((7, 0, 0), (9, 8, 1, 0), (8, 1, IGNORE, IGNORE)),
+    }
+    assert batch["encoder_mask"].sum() == 4
+    path = write(tmp_path / "d.jsonl", {"messages": [ASKED, SAID]})
+    with pytest.raises(LimbeckError, match=r"d.jsonl:1: an encoder-decoder reads 'prompt' and 'completion'"):
+        seq2seq_batches(path, tokenizer, 4, batch=1, start=9)
+
+
+def test_pairs_as_batches(tokenizer, tmp_path):
+    path = write(tmp_path / "d.jsonl", {"prompt": "a b c", "completion": "d e"})
+    (batch,) = pair_batches(read_pairs(path, tokenizer, 8), batch=1).take(1)
+    assert batch["answer"].tolist() == [[False, False, True, True, True, False]]
 
 
 def numbered(rows: int, batch: int) -> Batches:

@@ -1,11 +1,12 @@
 """Readers: what they give, and what they say about bad files."""
 
 import builtins
+import json
 
 import pytest
 
 from limbeck.core.check import LimbeckError
-from limbeck.data.read import field, lines, read_jsonl, read_text
+from limbeck.data.read import field, lines, read_jsonl, read_rows, read_text
 
 PARQUET = pytest.importorskip("pyarrow.parquet")
 
@@ -124,3 +125,42 @@ def test_a_hub_id_that_cannot_be_loaded_is_one_sentence(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(LimbeckError, match=r"'corpus' is neither a file nor a folder, and the Hub gave .*: no route$"):
         list(read_text("corpus"))
+
+
+def test_rows_come_with_their_place_whatever_the_file(write, tmp_path):
+    import pyarrow
+
+    rows = [{"a": "one", "b": [1]}, {"a": "two", "b": [2]}]
+    lines_, text = write("f/a.jsonl", *rows), write("f/c.txt", "three")
+    PARQUET.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "f" / "b.parquet")
+    whole = tmp_path / "whole.json"
+    whole.write_text(json.dumps(rows))
+    assert list(read_rows(lines_)) == [(f"{lines_}:1", rows[0]), (f"{lines_}:2", rows[1])]
+    assert list(read_rows(whole)) == [(f"{whole}[0]", rows[0]), (f"{whole}[1]", rows[1])]
+    parquet = tmp_path / "f" / "b.parquet"
+    assert list(read_rows(parquet)) == [(f"{parquet}:1", rows[0]), (f"{parquet}:2", rows[1])]
+    assert [row for _, row in read_rows(tmp_path / "f")] == [*rows, *rows, {"text": "three"}]
+    assert list(read_rows(text)) == [(f"{text}:1", {"text": "three"})]
+
+
+def test_rows_of_the_hub(monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: iter([{"messages": []}]))
+    assert list(read_rows("some/chats")) == [("some/chats (train) row 0", {"messages": []})]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, ", "a.json: expected JSON, but it cannot be read: Expecting value"),
+        ('{"a": 1}', "a.json: expected a list of objects, but got a object"),
+        ('[{"a": 1}, 2]', r"a.json\[1\]: expected a JSON object, but got a number"),
+    ],
+)
+def test_bad_lists_are_named(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(LimbeckError, match=message):
+        list(read_rows(tmp_path / "a.json"))
+    with pytest.raises(LimbeckError, match="no such file"):
+        list(read_rows(tmp_path / "b.json"))
