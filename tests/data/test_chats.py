@@ -18,7 +18,7 @@ SAID = {"role": "assistant", "content": "hello"}
         {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
         {"conversations": [ASKED, SAID]},
         {"prompt": [ASKED], "completion": [SAID]},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}, SAID]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": text} for text in "hi"]}, SAID]},
         {"messages": [{**ASKED, "name": None}, {**SAID, "tool_calls": None}]},
     ],
 )  # fmt: skip

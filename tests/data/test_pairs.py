@@ -74,6 +74,10 @@ ASKED, SAID = {"role": "user", "content": "a b"}, {"role": "assistant", "content
 def test_conversations_and_pairs_may_stand_in_one_file(tokenizer, tmp_path, capsys):
     path = write(tmp_path / "d.jsonl", {"messages": [ASKED, SAID]}, {"prompt": "a", "completion": "e"})
     assert has_pairs(path)
+    layout = "User:\na b\n\nAssistant:\n"
+    assert read_pairs(path, tokenizer, 32)[0] == (tokenizer(layout, add_special_tokens=False)["input_ids"], [4, 5, 1])
+    capsys.readouterr()
+    tokenizer.chat_template = None
     (batch,) = causal_batches(path, tokenizer, 32, batch=2).take(1)
     supervised = {tuple(t for t in row if t != IGNORE) for row in batch["targets"].tolist()}
     assert supervised == {(4, 5, 1), (6, 1)}
@@ -109,7 +113,8 @@ def test_rows_of_no_known_form_are_named(tokenizer, tmp_path):
 def test_pairs_for_an_encoder_decoder(tokenizer, tmp_path):
     path = write(tmp_path / "d.jsonl", {"prompt": "a b c", "completion": "d e"}, {"prompt": "f", "completion": "g"})
     (batch,) = seq2seq_batches(path, tokenizer, 4, batch=2, start=9).take(1)
-    rows = {tuple(map(tuple, row)) for row in zip(*(batch[k].tolist() for k in ("encoder_ids", "ids", "targets")))}
+    names = ("encoder_ids", "ids", "targets")
+    rows = {tuple(map(tuple, row)) for row in zip(*(batch[k].tolist() for k in names), strict=True)}
     assert rows == {
         ((2, 3, 4), (9, 5, 6, 1), (5, 6, 1, IGNORE)),
         ((7, 0, 0), (9, 8, 1, 0), (8, 1, IGNORE, IGNORE)),

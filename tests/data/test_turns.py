@@ -41,7 +41,7 @@ def learned(turns, tokenizer, **row):
         (by_bytes(THINKING), [*TWO, ("user", "Thanks!")], ["Paris.<|im_end|>", "Madrid<|im_end|>"]),
         (by_bytes(CHATML), [("assistant", "hello"), *TWO], ["Paris.<|im_end|>", "Madrid<|im_end|>"]),
         (by_bytes(MARKED), [("assistant", "hello"), *TWO], ["Paris.<|im_end|>", "Madrid<|im_end|>"]),
-        (by_bytes(CHATML), [("user", "hi"), ("assistant", "user"), ("assistant", "hi")], ["user<|im_end|>", "hi<|im_end|>"]),
+        (by_bytes(CHATML), [TWO[0], ("assistant", "user"), ("assistant", "x")], ["user<|im_end|>", "x<|im_end|>"]),
     ],
 )  # fmt: skip
 def test_the_assistants_turns_alone_are_learned(tokenizer, turns, expected):

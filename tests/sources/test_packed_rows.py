@@ -42,7 +42,7 @@ def strong(model):
 
 
 def packed():
-    rows = [sum(row, []) for row in DOCUMENTS]
+    rows = [[token for text in row for token in text] for row in DOCUMENTS]
     segment = pad([[number for number, text in enumerate(row, 1) for _ in text] for row in DOCUMENTS])
     return next_token_batch(pad(rows), lengths_mask(rows)) | {"segment": segment}
 
@@ -67,7 +67,9 @@ def test_an_adapted_model_too():
     model = peft.get_peft_model(strong(DECODERS["llama"]()), peft.LoraConfig(r=2, target_modules="all-linear"))
     source = model_source(model.eval())
     said = source(packed()).logits_at()[0]
-    torch.testing.assert_close(said[5:7], source({"ids": torch.tensor([[10, 11]])}).logits_at()[0], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        said[5:7], source({"ids": torch.tensor([[10, 11]])}).logits_at()[0], atol=2e-5, rtol=1e-4
+    )
 
 
 def test_the_trial_leaves_a_model_as_it_was_and_comes_once():

@@ -56,7 +56,8 @@ def as_chat(row: dict[str, Any], where: str) -> Chat:
 def _messages(row: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
     value = row.get(name)
     require(
-        isinstance(value, list) and value, f"{where}: the field {name!r} must be a list of messages, but is {short(value)}"
+        isinstance(value, list) and value,
+        f"{where}: the field {name!r} must be a list of messages, but is {short(value)}",
     )
     return [_message(one, f"{where}: message {number} of {name!r}") for number, one in enumerate(value or [], 1)]
 

@@ -29,7 +29,7 @@ class Row(NamedTuple):
         return len(self.ids)
 
 
-def row(ids: Sequence[int], keep: Sequence[bool]) -> Row:
+def row(ids: Sequence[int], keep: Sequence[bool] | np.ndarray) -> Row:
     """A ``Row`` of lists; nothing stands before the first token that could predict it."""
     kept = np.asarray(keep, dtype=bool)
     kept[:1] = False
@@ -75,7 +75,7 @@ def pack(sizes: Sequence[int], length: int) -> list[list[int]]:
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         at = bisect_left(rooms, sizes[index])
         if at == len(rooms):
-            room, chosen = length, []
+            room, chosen = length, list[int]()
             packed.append(chosen)
         else:
             room = rooms[at]

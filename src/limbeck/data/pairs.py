@@ -1,10 +1,12 @@
-"""Supervised text for language models: conversations, prompts with completions, running text; told apart by the rows."""
+"""Supervised text for language models: conversations, prompts with completions, and running text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from limbeck.core.batch import Batch, next_token_batch
 from limbeck.core.check import require
@@ -56,7 +58,7 @@ def read_supervised(source: str | Path, tokenizer: Any, length: int) -> list[Row
 
     Conversations go through the chat template (``data.turns``), pairs of strings stand as they are, followed by the
     end-of-text token. A conversation that is too long is cut at its end, and left out where no answer is left; a pair
-    that is too long loses the beginning of its prompt.
+    that is too long loses the beginning of its prompt, and a completion that alone exceeds ``length`` is refused.
     """
     waiting: list[Chat | Pair] = []
     for where, one in read_rows(source):
@@ -72,11 +74,11 @@ def read_supervised(source: str | Path, tokenizer: Any, length: int) -> list[Row
 
 
 def read_pairs(source: str | Path, tokenizer: Any, length: int) -> list[Pair]:
-    """The rows of ``source`` that have ``prompt`` and ``completion`` as token ids, at most ``length`` together.
+    """The rows of ``source`` (see ``read_supervised``) as prompts and completions, at most ``length`` tokens together.
 
-    A pair that is too long loses the beginning of its prompt; a completion that alone exceeds ``length`` is refused.
+    Of a conversation the last learned turn is the completion, and all before it the prompt.
     """
-    return [_pair(one, tokenizer, length, where) for where, one in read_rows(source)]
+    return [_last_turn(one) for one in read_supervised(source, tokenizer, length)]
 
 
 def pair_batches(pairs: Sequence[Pair], batch: int, seed: int = 0) -> Batches:
@@ -84,9 +86,7 @@ def pair_batches(pairs: Sequence[Pair], batch: int, seed: int = 0) -> Batches:
     return row_batches([pair.row() for pair in pairs], batch, seed)
 
 
-def seq2seq_batches(
-    source: str | Path, tokenizer: Any, length: int, batch: int, start: int, seed: int = 0
-) -> Batches:
+def seq2seq_batches(source: str | Path, tokenizer: Any, length: int, batch: int, start: int, seed: int = 0) -> Batches:
     """Batches for an encoder-decoder from rows with ``prompt`` and ``completion``, at most ``length`` tokens each.
 
     The encoder reads the prompt (``encoder_ids`` and ``encoder_mask`` b s), the decoder ``start`` (the model's
@@ -110,13 +110,19 @@ def seq2seq_batches(
     return Batches(pairs, collate, batch, seed)
 
 
+def _last_turn(one: Row) -> Pair:
+    learned = np.flatnonzero(one.keep)
+    begin, end = learned[-1], int(learned[-1]) + 1
+    while one.keep[begin - 1]:  # the first token is never learned
+        begin -= 1
+    return Pair(one.ids[:begin].tolist(), one.ids[begin:end].tolist())
+
+
 def _fitted(rows: list[Row], length: int, source: str) -> list[Row]:
     """Rows cut at their end to ``length``, without those that then have nothing to predict."""
     cut = [Row(one.ids[:length], one.keep[:length]) for one in rows]
     kept = [one for one in cut if one.keep.any()]
-    require(
-        kept, f"{source}: no conversation has an answer of the assistant's within {length} tokens; raise --length"
-    )
+    require(kept, f"{source}: no conversation has an answer of the assistant's within {length} tokens; raise --length")
     if long := sum(one.size > length for one in rows):
         gone = len(rows) - len(kept)
         left = f", and {gone} of them left out, for no answer stands before the cut" if gone else ""

@@ -111,9 +111,10 @@ def _marked(chat: Chat, tokenizer: Any, template: str) -> tuple[str, list[tuple[
 
     names = {**tokenizer.special_tokens_map, "tools": chat.tools}
     with _template_of(chat):
-        (text,), (turns,) = render_jinja_template(
+        rendered: Any = render_jinja_template(
             [chat.messages], chat_template=template, return_assistant_tokens_mask=True, **names
         )
+    (text,), (turns,) = rendered
     said = [taught for taught, one in zip(chat.taught, chat.messages, strict=True) if one["role"] == ASSISTANT]
     if not all(said):
         require(

@@ -37,24 +37,27 @@ def place(name: str | Path) -> str:
     return str(folder)
 
 
-def load_model(name: str | Path, kind: Kind, dtype: Dtype | Literal["auto"] = "float32") -> tuple[Any, Any]:
+def load_model(
+    name: str | Path, kind: Kind, dtype: Dtype | Literal["auto"] = "float32", **settings: Any
+) -> tuple[Any, Any]:
     """The model that ``name`` stands for (see ``place``), in eval mode, and its tokenizer.
 
     ``kind``: "base" (no head), "masked" or "causal" language model, "language" (causal or encoder-decoder, as its
     configuration says) or "saved" (of the class that it was saved as). ``dtype`` "auto": the precision it was saved in.
+    ``settings`` go to ``from_pretrained`` (see ``models.placement.held``).
 
     Raises ``LimbeckError`` if there is no such model, if its files are broken, or if they lack weights, which would
     silently be random. A base model whose files lack the pooler's is left without one.
     """
-    return load_network(name, kind, dtype), load_tokenizer(name)
+    return load_network(name, kind, dtype, **settings), load_tokenizer(name)
 
 
-def load_network(name: str | Path, kind: Kind, dtype: Dtype | Literal["auto"] = "float32") -> Any:
+def load_network(name: str | Path, kind: Kind, dtype: Dtype | Literal["auto"] = "float32", **settings: Any) -> Any:
     """The model alone: ``load_model`` without a tokenizer."""
     where, what = place(name), f"{str(name)!r} as a {kind} model"
     with _loading(what):
         model, info = _auto(where, kind).from_pretrained(
-            where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **PLAIN
+            where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **PLAIN, **settings
         )
     absent = sorted(info["missing_keys"])
     if kind == "base" and any(key.startswith("pooler.") for key in absent):

@@ -15,7 +15,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError, one_of, require
 from limbeck.core.signals import Signals
 from limbeck.sources.attention import layer_number, recorded
-from limbeck.sources.readout import instead, output_layer, readout, reads_out
+from limbeck.sources.readout import instead, output_layer, reads_out, to_be_read
 from limbeck.sources.segments import apart, check_apart
 
 Pooled = Literal["cls", "mean"] | None
@@ -72,7 +72,7 @@ class ModelSource:
         """Signals of one forward pass."""
         if "segment" in batch:
             self._check_segments()
-        inputs = model_inputs(self.model, batch)
+        inputs, home = model_inputs(self.model, batch), batch["ids"].device
         states = bool(self.hidden or self.pooled)
         with ExitStack() as stack:
             stack.enter_context(self._precision())
@@ -81,9 +81,9 @@ class ModelSource:
             said = self.model(**inputs, **({"output_hidden_states": True} if states else {}))
         return Signals(
             logits=getattr(said, "logits", None) if seen is None else None,
-            readout=None if seen is None else readout(self.model, seen[0]),
+            readout=None if seen is None else to_be_read(self.model, seen[0], home),
             hidden=self._layers(said) if self.hidden else {},
-            qkv=qkv,
+            qkv={layer: (q.to(home), k.to(home), v.to(home)) for layer, (q, k, v) in qkv.items()},
             pooled=self._pool(said, batch) if self.pooled else None,
         )
 

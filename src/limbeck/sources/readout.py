@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.signals import Readout
+from limbeck.core.signals import Lazy, Readout
 
 PROBE_SIZES = (1.0, 10.0, 100.0, 1000.0)
 """Lengths of the made-up states of a trial: small ones show a wrong scale or bias, large ones an unknown soft cap."""
@@ -27,10 +28,12 @@ PROBE_TOLERANCE = 0.01
 def output_layer(model: Any) -> nn.Linear | None:
     """The output layer of a language model if its product can be taken elsewhere: linear, plain and on this process.
 
-    None for models without one, for quantised or adapted layers (LoRA) and for weights that are sharded over processes.
+    None for models without one, for quantised or adapted layers (LoRA), and for weights that are sharded over processes
+    or kept elsewhere until they are needed (offloaded to memory or disk).
     """
     layer = model.get_output_embeddings()
     plain = type(layer) is nn.Linear and not hasattr(layer.weight, "full_tensor") and layer.weight.numel() > 0
+    plain = plain and layer.weight.device.type != "meta"
     return layer if plain else None
 
 
@@ -44,6 +47,26 @@ def readout(model: Any, states: Tensor) -> Readout:
     )  # Cohere, Falcon-H1
     scale = scale / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
     return Readout(states, layer.weight, _bias(model, layer), scale, getattr(config, "final_logit_softcapping", None))
+
+
+def to_be_read(model: Any, states: Tensor, home: torch.device) -> Lazy:
+    """``readout`` for who computes on ``home``, also where the model's last layers are on another device."""
+    said = readout(model, states)
+    return said if states.device == said.weight.device == home else Distant(said, home)
+
+
+@dataclass(frozen=True)
+class Distant:
+    """A ``Readout`` of a model that is spread over devices: computed where its weights are, handed over at ``home``."""
+
+    said: Readout
+    home: torch.device
+
+    def at(self, positions: Tensor | None = None) -> Tensor:
+        """Logits n v at the true entries of ``positions`` b t, or b t v for all of them, on ``home``."""
+        there = self.said.weight.device
+        near = self.said._replace(hidden=self.said.hidden.to(there))
+        return near.at(None if positions is None else positions.to(there)).to(self.home)
 
 
 def _bias(model: Any, layer: nn.Linear) -> Tensor | None:

@@ -18,7 +18,7 @@ from limbeck.core.check import require
 ALONE = "give each text a row of its own"
 
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-"""Relative to the largest number of a trial; half precisions: 0.02. What leaks from a text to the next is above that."""
+"""Relative to the largest number of a trial; half precisions: 0.02. What one text tells the next is above that."""
 
 
 def apart(model: Any, segment: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,132 @@
+"""Students beside their teacher: how near they are, which is nearer, and what each costs; as tables and as numbers."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from limbeck.analyses.agreement import MEASURES, ByRow, Interval, agreement, difference, interval
+from limbeck.analyses.cost import megabytes, parameters, tokens_per_second
+from limbeck.core.batch import Batch
+from limbeck.report.sections import Cell, Section, Spread, Table
+from limbeck.report.terminal import print_table
+from limbeck.sources.model import model_source
+
+COLUMNS = {"kl": "KL to the teacher", "top1": "same first token", "nll": "negative log-likelihood"}
+ROWS = {"held_out": "held-out rows", "training_rows": "rows of the training data"}
+NOTE = "± half of the 95 % bootstrap interval over rows."
+
+
+class Contest:
+    """Students and their ``teacher``, measured on the same supervised ``batches``; all in eval mode.
+
+    The rows that count are drawn anew for every interval. ``name`` says what the rows are, as in ``data.held``.
+    """
+
+    def __init__(self, teacher: Any, batches: Sequence[Batch], name: str) -> None:
+        self.teacher, self.batches, self.name = model_source(teacher), batches, name
+        self.found: dict[str, ByRow] = {"teacher": agreement(self.teacher, None, batches)}
+        self.costs: dict[str, dict[str, float]] = {"teacher": self._cost(teacher)}
+
+    def enter(self, name: str, student: Any, price: bool = True) -> Any:
+        """Measure ``student``, and what it costs if ``price``; returns it."""
+        source = model_source(student)
+        self.found[name] = agreement(source, self.teacher, self.batches)
+        if price:
+            self.costs[name] = self._cost(student)
+        return student
+
+    def metrics(self) -> dict[str, Any]:
+        """Everything as plain values: means with the ends of their intervals."""
+        intervals = {
+            name: {measure: interval(rows, measure)._asdict() for measure in rows.sums}
+            for name, rows in self.found.items()
+        }
+        gaps = {
+            f"{one}_minus_{other}": {
+                name: difference(self.found[one], self.found[other], name)._asdict() for name in COLUMNS
+            }
+            for one, other in self._rivals()
+        }
+        return {self.name: intervals | gaps, "cost": self.costs}
+
+    def sections(self) -> list[Section]:
+        """The tables of a report."""
+        rivals = [gap(one, other, self.found) for one, other in self._rivals()]
+        return [standing(self.found, self.name), *rivals, prices(self.costs, "teacher")]
+
+    def print(self) -> None:
+        """The same tables on the terminal."""
+        if os.environ.get("RANK", "0") == "0":
+            for table in self.sections():
+                assert isinstance(table, Table)
+                print_table(replace(table, note=""))
+
+    def _rivals(self) -> list[tuple[str, str]]:
+        """The first student that was priced against each later one."""
+        first, *others = [name for name in self.costs if name != "teacher"] or [""]
+        return [(first, other) for other in others]
+
+    def _cost(self, model: Any) -> dict[str, float]:
+        return {
+            "parameters": parameters(model),
+            "megabytes": megabytes(model),
+            "tokens_per_second": tokens_per_second(model_source(model), self.batches),
+        }
+
+
+def standing(models: Mapping[str, ByRow], rows: str) -> Table:
+    """One row per model: the measures with their intervals, and the perplexity."""
+    cells: list[list[Cell]] = [
+        [name, *(_cell(found, measure) for measure in COLUMNS), math.exp(min(found.mean("nll"), 50))]
+        for name, found in models.items()
+    ]
+    count = len(next(iter(models.values())).tokens)
+    title = f"Students and teacher on {count} {ROWS.get(rows, rows)}"
+    note = f"{'; '.join(f'{COLUMNS[name]}: {MEASURES[name]}' for name in COLUMNS)}. {NOTE}"
+    return Table(title, ["", *COLUMNS.values(), "perplexity"], cells, note)
+
+
+def gap(one: str, other: str, models: Mapping[str, ByRow]) -> Table:
+    """``one`` minus ``other`` on the same rows, and whether the interval leaves 0 out."""
+    found = {name: difference(models[one], models[other], name) for name in COLUMNS}
+    cells: list[list[Cell]] = [
+        [COLUMNS[name], Spread(value.mean, value.half), value.low, value.high, _verdict(name, value, one, other)]
+        for name, value in found.items()
+    ]
+    note = "Both models on the same rows, drawn together: 95 % bootstrap interval of the difference."
+    return Table(f"{one} minus {other}", ["", "difference", "from", "to", "better"], cells, note)
+
+
+def prices(costs: Mapping[str, Mapping[str, float]], reference: str) -> Table:
+    """Size and speed of each model, and how many times smaller and faster than ``reference`` it is."""
+    base = costs[reference]
+    cells: list[list[Cell]] = [
+        [
+            name,
+            cost["parameters"] / 1e6,
+            cost["megabytes"],
+            cost["tokens_per_second"],
+            base["parameters"] / cost["parameters"],
+            cost["tokens_per_second"] / base["tokens_per_second"],
+        ]
+        for name, cost in costs.items()
+    ]
+    columns = ["", "million parameters", "MB", "tokens a second", "times smaller", "times faster"]
+    return Table("Size and speed", columns, cells, "Tokens read a second in one forward pass of the held-out rows.", 2)
+
+
+def _cell(found: ByRow, measure: str) -> Cell:
+    if measure not in found.sums:
+        return None
+    value = interval(found, measure)
+    return Spread(value.mean, value.half)
+
+
+def _verdict(name: str, value: Interval, one: str, other: str) -> str:
+    if value.low <= 0 <= value.high:
+        return "not told apart"
+    return one if (value.mean > 0) == (name == "top1") else other
