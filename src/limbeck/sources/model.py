@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError, one_of, require
@@ -72,33 +73,38 @@ class ModelSource:
         """Signals of one forward pass."""
         if "segment" in batch:
             self._check_segments()
-        inputs, home = model_inputs(self.model, batch), batch["ids"].device
+        inputs, home = model_inputs(self.inner, batch), batch["ids"].device
         states = bool(self.hidden or self.pooled)
         with ExitStack() as stack:
             stack.enter_context(self._precision())
             seen = self._intercept(inputs, stack)
-            qkv = stack.enter_context(recorded(self.model, self.qkv, self.stack))
+            qkv = stack.enter_context(recorded(self.inner, self.qkv, self.stack))
             said = self.model(**inputs, **({"output_hidden_states": True} if states else {}))
         return Signals(
             logits=getattr(said, "logits", None) if seen is None else None,
-            readout=None if seen is None else to_be_read(self.model, seen[0], home),
+            readout=None if seen is None else to_be_read(self.inner, seen[0], home),
             hidden=self._layers(said) if self.hidden else {},
             qkv={layer: (q.to(home), k.to(home), v.to(home)) for layer, (q, k, v) in qkv.items()},
             pooled=self._pool(said, batch) if self.pooled else None,
         )
 
+    @property
+    def inner(self) -> Any:
+        """The model without what ``DistributedDataParallel`` put around it, which hides all but the forward pass."""
+        return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+
     def __repr__(self) -> str:
         asked = {"hidden": self.hidden, "qkv": self.qkv, "pooled": self.pooled, "dtype": self.dtype}
         shown = [f"{name}={value!r}" for name, value in asked.items() if value]
-        return f"model_source({', '.join([type(self.model).__name__, *shown])})"
+        return f"model_source({', '.join([type(self.inner).__name__, *shown])})"
 
     def _check_segments(self) -> None:
         """Refuse what would mix the texts of a row; the model is tried once."""
         require(self.pooled is None, "one vector per row would mix the texts that share it; give each a row of its own")
-        model = _unwrapped(self.model)
+        model = _unwrapped(self.inner)
         if self._apart is not model:
             require(
-                _causal(model) and not model.config.is_encoder_decoder,
+                is_causal(model) and not model.config.is_encoder_decoder,
                 f"{type(model).__name__} does not read from left to right, so texts cannot share a row of it; give "
                 "each a row of its own",
             )
@@ -112,13 +118,13 @@ class ModelSource:
 
     def _intercept(self, inputs: Mapping[str, Any], stack: ExitStack) -> list[Tensor] | None:
         """Keep the output layer from computing logits and catch what it would have read; None if it cannot be."""
-        layer = output_layer(self.model)
+        layer = output_layer(self.inner)
         if self._tried[0] is not layer:  # once per output layer: surgery may have replaced it
-            self._tried = layer, reads_out(self.model, inputs)
+            self._tried = layer, reads_out(self.inner, inputs)
         return stack.enter_context(instead(layer, lambda states: states[:, :0])) if layer and self._tried[1] else None
 
     def _states(self, said: Any) -> tuple[Tensor, ...]:
-        if self.model.config.is_encoder_decoder:
+        if self.inner.config.is_encoder_decoder:
             return said.encoder_hidden_states if self.stack == "encoder" else said.decoder_hidden_states
         return said.hidden_states
 
@@ -130,7 +136,7 @@ class ModelSource:
     def _pool(self, said: Any, batch: Batch) -> Tensor:
         """b d from the last layer."""
         states = self._states(said)[-1]
-        on_encoder = self.model.config.is_encoder_decoder and self.stack == "encoder"
+        on_encoder = self.inner.config.is_encoder_decoder and self.stack == "encoder"
         mask = _mask(batch, "encoder_" if on_encoder else "")
         if self.pooled == "cls":
             return states[torch.arange(len(states), device=states.device), mask.argmax(1)]
@@ -150,7 +156,7 @@ def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
         inputs["attention_mask"] = _mask(batch, "encoder_")
     elif "segment" in batch:
         inputs |= apart(_unwrapped(model), batch["segment"], mask)
-    elif "positions" in batch or _causal(model):
+    elif "positions" in batch or is_causal(model):
         inputs["position_ids"] = batch.get("positions", (mask.cumsum(1) - 1).clamp(min=0))
     if "types" in batch:
         inputs["token_type_ids"] = batch["types"]
@@ -179,8 +185,8 @@ def _accepted(model: Any) -> set[str]:
     raise LimbeckError(f"{type(model).__name__} takes no input_ids; model_source is for models that read token ids")
 
 
-def _causal(model: Any) -> bool:
-    """Whether ``model`` reads from left to right, and its positions therefore may count real tokens."""
+def is_causal(model: Any) -> bool:
+    """Whether ``model`` is a decoder that reads from left to right; its positions then may count real tokens."""
     from transformers.models.auto import modeling_auto as auto
 
     kind, config = model.config.model_type, model.config
