@@ -6,9 +6,11 @@ from contract import CHECKS, Case, stages_of
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from limbeck.core.batch import IGNORE, Batch, next_token_batch
+from limbeck.data.packing import packed_batches, row
 from limbeck.methods.encoders import minilm
-from limbeck.methods.language_models import taid
+from limbeck.methods.language_models import distill, taid
 from limbeck.methods.multilingual import romanian_multi_teacher, vocab_trim
+from limbeck.students.adapters import with_lora
 from limbeck.students.layers import keep_layers
 
 VOCABULARY, ROWS, LENGTH = 19, 8, 7
@@ -61,6 +63,24 @@ def taid_stage(seed: int, **settings):
     return stage
 
 
+def distill_stage(seed: int, adapters: int = 0, packed: bool = False, **settings):
+    torch.manual_seed(seed)
+    student, teacher = llama(width=8, layers=1), outspoken(llama())
+    if adapters:
+        student = with_lora(outspoken(student), adapters)
+    stream = [next_token_batch(*batch) for batch in ids_and_mask(seed)]
+    if packed:
+        texts = [
+            row(ids[mask].tolist(), [True] * int(mask.sum()))
+            for batch in ids_and_mask(seed)
+            for ids, mask in zip(*batch, strict=True)
+        ]
+        stream = packed_batches(texts, 12, ROWS, seed)
+    cfg = distill.Config(steps=8, seed=seed, **settings)
+    (stage,) = stages_of(distill, lambda: distill.distill(student, teacher, stream, cfg))
+    return stage
+
+
 def minilm_stage(seed: int, **settings):
     torch.manual_seed(seed)
     student, teacher = bert(width=8, layers=1).bert, outspoken(bert()).bert
@@ -94,6 +114,11 @@ def healing_stage(seed: int):
 
 
 CASES = [
+    Case("distill", distill_stage),
+    Case("distill by jsd", lambda seed: distill_stage(seed, objective="jsd", temperature=2.0)),
+    Case("distill without a teacher", lambda seed: distill_stage(seed, objective="sft")),
+    Case("distill with adapters", lambda seed: distill_stage(seed, adapters=4)),
+    Case("distill on packed rows", lambda seed: distill_stage(seed, packed=True)),
     Case("taid", taid_stage),
     Case("taid with a hard loss", lambda seed: taid_stage(seed, hard=0.5)),
     Case("taid against reverse kl", lambda seed: taid_stage(seed, objective="reverse_kl")),
