@@ -74,8 +74,9 @@ def with_fit(goal: Any, student_of: Any = model_source, teacher: Any = None) -> 
     return student.state_dict()
 
 
-def with_trainer(folder: Path, accumulate: int, goal: Any, teacher: Any = None, **more: Any) -> Any:
-    settings = {"per_device_train_batch_size": 8 // accumulate, "gradient_accumulation_steps": accumulate}
+def with_trainer(folder: Path, accumulate: int, goal: Any, teacher: Any = None, processes: int = 1, **more: Any) -> Any:
+    size = 8 // accumulate // processes
+    settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulate}
     trainer = distilling(hf.Trainer)(
         model=llama(0),
         args=arguments(folder, **settings),
