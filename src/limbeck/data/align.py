@@ -105,11 +105,15 @@ def agree(ours: Cut, theirs: Cut) -> np.ndarray:
 
 
 def byte_ends(tokenizer: Any, text: str, ids: Sequence[int], spans: Sequence[Span]) -> np.ndarray:
-    """Bytes of ``text`` read after each of ``ids``, which come from the characters ``spans``; or ``UNKNOWN``."""
+    """Bytes of ``text`` read after each of ``ids``, which come from the characters ``spans``; or ``UNKNOWN``.
+
+    The ids may stop before the text does.
+    """
     pieces = [spelling(tokenizer).pieces[i] for i in ids]
     whole, spelled = text.encode(), b"".join(piece or b"" for piece in pieces)
-    if None not in pieces and spelled in (whole, b" " + whole):
-        return np.cumsum([len(piece or b"") for piece in pieces], dtype=np.int64) - (len(spelled) - len(whole))
+    for own in (b"", b" ") if None not in pieces else ():
+        if (own + whole).startswith(spelled):
+            return np.cumsum([len(piece or b"") for piece in pieces], dtype=np.int64) - len(own)
     return _from_characters(text, pieces, spans)
 
 
