@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from limbeck.core.check import LimbeckError, require
-from limbeck.core.signals import Source
+from limbeck.core.signals import Source, model_behind
 from limbeck.core.stage import Objective
 from limbeck.core.terms import Weight
 from limbeck.data.crossed import crossed_batches
 from limbeck.data.pairs import causal_batches
 from limbeck.data.spelling import Events, shared_events
 from limbeck.data.stream import Batches
+from limbeck.evaluation.model import head_width
 from limbeck.losses.divergence import forward_kl
 from limbeck.models.tokenizers import check_same_tokenizer
 from limbeck.objectives.across import in_pieces, shared
@@ -80,7 +81,8 @@ def across(student: Source, teacher: Source, tokenizer: Any, teacher_tokenizer: 
     if reason := _differ(*tokenizers):
         note = f"{reason}; compared where both have read the same bytes, by what their tokens spell"
         return made(student, elsewhere(teacher), "different", note, events=shared_events(*tokenizers))
-    widths, size = [head_width(source) for source in (student, teacher)], _tokens(tokenizer)
+    widths = [head_width(model_behind(source)) for source in (student, teacher)]
+    size = _tokens(tokenizer)
     for width, whose in zip(widths, ("student", "teacher"), strict=True):
         require(
             width is None or width >= size,
@@ -92,20 +94,6 @@ def across(student: Source, teacher: Source, tokenizer: Any, teacher_tokenizer: 
     least = min(width for width in widths if width is not None)
     note = f"output layers of {widths[0]} (student) and {widths[1]} rows (teacher) for one tokenizer of {size} tokens; "
     return made(padded(student, least), padded(teacher, least), "padded", f"{note}the first {least} are compared")
-
-
-def head_width(source: Source) -> int | None:
-    """Rows of the output layer of the model behind a source; None where there is no model, or no such layer."""
-    model = model_behind(source)
-    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return getattr(layer, "out_features", None)
-
-
-def model_behind(source: Source) -> Any:
-    """The model that a source asks, through whatever was put around it; None if there is none."""
-    while not hasattr(source, "model") and hasattr(source, "source"):
-        source = source.source
-    return getattr(source, "model", None)
 
 
 def _differ(ours: Any, theirs: Any) -> str:

@@ -102,3 +102,10 @@ class Signals:
 
 
 Source = Callable[[Batch], Signals]
+
+
+def model_behind(source: Source) -> Any:
+    """The model that a source asks, through whatever was put around it; None if there is none."""
+    while not hasattr(source, "model") and hasattr(source, "source"):
+        source = source.source
+    return getattr(source, "model", None)
