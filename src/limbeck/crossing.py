@@ -12,7 +12,9 @@
   (``objectives.across.shared``). ``hard()`` is unchanged: the student's own tokens. ``objectives.across`` has more for
   such a pair: ``spans()`` compares whole chunks, ``uld()`` is the baseline.
 
-A batch made elsewhere becomes one with both cuts by ``data.crossed.beside(batch, rows)``.
+For a method that needs one tokenizer, ``side_by_side(student, teacher, tokenizer)`` gives two models as sources, cut to
+one width where they are padded. A batch that was made elsewhere becomes one with both cuts by
+``data.crossed.beside(batch, rows)``.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from limbeck.losses.divergence import forward_kl
 from limbeck.models.tokenizers import check_same_tokenizer
 from limbeck.objectives.across import in_pieces, shared
 from limbeck.objectives.tokens import Divergence, soft
+from limbeck.sources.model import model_source
 from limbeck.sources.vocabulary import elsewhere, padded
 
 Kind = Literal["equal", "padded", "different"]
@@ -94,6 +97,18 @@ def across(student: Source, teacher: Source, tokenizer: Any, teacher_tokenizer: 
     least = min(width for width in widths if width is not None)
     note = f"output layers of {widths[0]} (student) and {widths[1]} rows (teacher) for one tokenizer of {size} tokens; "
     return made(padded(student, least), padded(teacher, least), "padded", f"{note}the first {least} are compared")
+
+
+def side_by_side(student: Any, teacher: Any, tokenizer: Any = None) -> tuple[Source, Source]:
+    """Two models that share ``tokenizer`` as sources with equally many logits, however their output layers are padded.
+
+    Without a tokenizer they are taken as they are.
+    """
+    ours, theirs = model_source(student), model_source(teacher)
+    if tokenizer is None:
+        return ours, theirs
+    pair = across(ours, theirs, tokenizer, tokenizer)
+    return pair.student, pair.teacher
 
 
 def _differ(ours: Any, theirs: Any) -> str:
