@@ -46,7 +46,7 @@ class Events(NamedTuple):
 
 def spelling(tokenizer: Any) -> Spelling:
     """What the ids of ``tokenizer`` spell. Raises ``LimbeckError`` for a tokenizer without a tokenizer.json."""
-    return _spelling(tokenizer, len(tokenizer))
+    return _spelling(tokenizer, len(getattr(tokenizer, "added_tokens_decoder", ())))  # len(tokenizer) is slow
 
 
 def same_tokens(ours: Any, theirs: Any) -> bool:
@@ -79,7 +79,7 @@ def shared_events(ours: Any, theirs: Any) -> Events:
 
 
 @lru_cache(8)
-def _spelling(tokenizer: Any, size: int) -> Spelling:
+def _spelling(tokenizer: Any, added_so_far: int) -> Spelling:
     engine: Any = getattr(tokenizer, "backend_tokenizer", None)
     if not hasattr(engine, "to_str"):
         raise LimbeckError(

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 from limbeck.analyses.doctor import Finding, Findings
 from limbeck.cli import main
 from limbeck.core.check import LimbeckError
+from limbeck.methods.language_models import taid
 from limbeck.methods.language_models.doctor import Doctor, examine
 from limbeck.run import Run, begin
 
@@ -135,3 +136,24 @@ def test_what_was_found_stands_in_the_report(tmp_path, capsys):
     assert "they differ" in report
     run.heed(Findings(NOTE.found[1:]))
     assert capsys.readouterr().out.count("fine") == 0
+
+
+def test_taid_trains_one_family_with_padded_heads(tmp_path, corpus, capsys):
+    teacher, student = llama(tmp_path / "t", extra=24), llama(tmp_path / "s", extra=8, seed=1)
+    cfg = taid.Config(tmp_path / "run", device="cpu", teacher=teacher, student=student, data=corpus, steps=2, length=24)
+    taid.main(cfg)
+    assert "the first 408 rows are compared" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["vocab_size"] == 408
+    before = json.loads((tmp_path / "run" / "metrics.json").read_text())["before"]
+    assert 0 < before["forward_kl"] < 5
+
+
+def test_taid_stops_before_step_0(tmp_path, corpus, capsys):
+    def poison(model):
+        model.lm_head.weight.data[3] = torch.nan
+
+    teacher = llama(tmp_path / "t", spoil=poison)
+    words = ["--student", llama(tmp_path / "s", seed=1), "--data", corpus, "--length", "24", "--device", "cpu"]
+    assert main(["taid", "--out", str(tmp_path / "run"), "--teacher", teacher, *words]) == 2
+    assert "lm_head.weight hold NaN" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
