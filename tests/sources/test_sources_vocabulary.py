@@ -83,11 +83,10 @@ def test_elsewhere_answers_at_some_of_the_agreeing_places():
 
 def test_elsewhere_pairs_by_order_where_asked():
     paired, twin = torch.ones(2, 4).bool(), torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]]).bool()
-    heard = elsewhere(says)(two_cuts(paired=paired, teacher_paired=twin, answer=paired, teacher_answer=twin))
-    torch.testing.assert_close(heard.logits_at(paired.clone()), WHOLE[twin])
-    heard = elsewhere(says)(two_cuts(answer=paired, teacher_answer=twin))  # other masks pair nothing
+    batch = two_cuts(paired=paired, teacher_paired=twin)
+    torch.testing.assert_close(elsewhere(says, on="paired")(batch).logits_at(paired), WHOLE[twin])
     with pytest.raises(LimbeckError, match="known only at the places where both cuts agree"):
-        heard.logits_at(paired)
+        elsewhere(says)(batch).logits_at(paired)
 
 
 def test_elsewhere_hands_on_all_that_the_other_side_reads():

@@ -53,7 +53,8 @@ def shared(goal: Objective, ours: Ids, theirs: Ids, sizes: tuple[int, int], temp
 def uld(temperature: Weight = 1.0, on: str = "aligned") -> Objective:
     """Universal Logit Distillation (2402.12030): sorted probabilities, whatever they belong to. Term: ``uld``.
 
-    ``on="paired"`` pairs the places of both sides by their order, as the paper does, and not by the text before them.
+    ``on="paired"`` pairs the places of both sides by their order, as the paper does, and not by the text before them;
+    the teacher is then heard through ``elsewhere(..., on="paired")``.
     """
 
     @named("uld", temperature=temperature, on=on)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,11 +11,6 @@ from torch import Tensor
 from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError, require
 from limbeck.core.signals import Lazy, Readout, Signals, Source
-
-PLACES, ORDERED = "aligned", "paired"
-"""Masks of our cut that have a twin in the other: places where both agree, and places paired by order."""
-
-NOT_EVERYWHERE = "logits of another cut of the text are known only at the places where both cuts agree"
 
 
 def kept(source: Source, keep: Sequence[int]) -> Source:
@@ -70,15 +65,15 @@ class Padded:
         require(have >= self.size, f"the model gives {have} logits, but its tokenizer has {self.size} tokens")
 
 
-def elsewhere(source: Source, prefix: str = "teacher_") -> Elsewhere:
+def elsewhere(source: Source, prefix: str = "teacher_", on: str = "aligned") -> Elsewhere:
     """What ``source`` says about the same text cut into other tokens, at the places where both cuts agree.
 
     The batch holds that other cut under names with ``prefix``: ``teacher_ids`` b s, ``teacher_mask`` b s and whatever
-    else the source reads, and ``teacher_aligned`` b s: its places that agree with those of ``aligned`` b t, as many in
-    each row, in the same order (see ``data.crossed``). Logits may be asked for at ``aligned`` or at some of its true
-    entries, and at ``paired``. ``Signals.own`` holds all that the source said about its own cut.
+    else the source reads, and its agreeing places as ``teacher_<on>`` b s: as many per row as ``batch[on]`` b t has, in
+    the same order (``data.crossed``). Logits may be asked for at ``batch[on]`` or at some of its true entries.
+    ``Signals.own`` holds all that the source said about its own cut.
     """
-    return Elsewhere(source, prefix)
+    return Elsewhere(source, prefix, on)
 
 
 @dataclass(frozen=True)
@@ -87,38 +82,34 @@ class Elsewhere:
 
     source: Source
     prefix: str = "teacher_"
+    on: str = "aligned"
 
     def __call__(self, batch: Batch) -> Signals:
         """What the source says, to be asked for at places of our cut."""
         theirs = {name.removeprefix(self.prefix): batch[name] for name in batch if name.startswith(self.prefix)}
-        for name in ("ids", "mask", PLACES):
+        for name in ("ids", "mask", self.on):
             require(
                 name in theirs,
                 f"elsewhere: needs {self.prefix + name!r} in the batch, which holds only {sorted(batch)}",
             )
         said = self.source(theirs)
-        pairs = {name: (batch[name], theirs[name]) for name in (PLACES, ORDERED) if name in theirs}
-        return Signals(readout=_Agreeing(said, pairs), own=said)
+        return Signals(readout=_Agreeing(said, batch[self.on], theirs[self.on]), own=said)
 
 
 @dataclass(frozen=True)
 class _Agreeing:
-    """Logits of another cut of the text, at the places that agree with ours: pairs of masks (ours, theirs) by name."""
+    """Logits of another cut of the text, at the places that agree with ours."""
 
     said: Signals = field(repr=False)
-    pairs: Mapping[str, tuple[Tensor, Tensor]]
+    ours: Tensor
+    theirs: Tensor
 
     def at(self, positions: Tensor | None = None) -> Tensor:
         """Logits n v at the agreeing places that ``positions`` b t names, in its order."""
-        if positions is None:
-            raise LimbeckError(NOT_EVERYWHERE)
-        for ours, theirs in self.pairs.values():
-            if torch.equal(ours, positions):
-                return self.said.logits_at(theirs)
-        ours, theirs = self.pairs[PLACES]
-        require(not (positions & ~ours).any(), NOT_EVERYWHERE)
-        some = torch.zeros_like(theirs)
-        some[theirs] = positions[ours]
+        if positions is None or positions.shape != self.ours.shape or (positions & ~self.ours).any():
+            raise LimbeckError("logits of another cut of the text are known only at the places where both cuts agree")
+        some = torch.zeros_like(self.theirs)
+        some[self.theirs] = positions[self.ours]
         return self.said.logits_at(some)
 
 
