@@ -1,6 +1,8 @@
 """A student and a teacher, whatever their tokenizers: equal, of one family with padded heads, different."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,3 +132,14 @@ def test_the_model_behind_a_source():
     assert head_width(None) is None
     tokenizer = cutter("byte level")
     assert across(model_source(llama(400)), lambda batch: Signals(), tokenizer, tokenizer).kind == "equal"
+
+
+def test_the_code_of_the_page_runs(corpus, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "tokenizers.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(corpus.parent)
+    gpt2(len(cutter("byte level"))).save_pretrained("student")
+    cutter("byte level").save_pretrained("student")
+    said = {}
+    exec(compile(code, "docs/tokenizers.md", "exec"), said)
+    assert said["pair"].kind == "different"
