@@ -89,12 +89,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Case:
-    """Both sides; ``crossed``: the ``batch`` holds the text in two cuts, one for each."""
+    """Both sides; ``crossed``: the ``batch`` holds the text in two cuts, one for each. ``strict``: see ``doctor``."""
 
     student: Side
     teacher: Side
     batch: Batch | None
     crossed: bool
+    strict: bool
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -110,6 +111,7 @@ def make_case(
     batches: Sequence[Batch],
     on: str,
     most: int,
+    strict: bool,
 ) -> Case:
     """The case of the first ``most`` rows of ``batches``, which may be empty."""
     batch = theirs = (
@@ -120,7 +122,7 @@ def make_case(
         theirs = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
         teacher = getattr(teacher, "source", teacher)
     ours = Side("student", student, tokenizer, batch, on)
-    return Case(ours, Side("teacher", teacher, teacher_tokenizer or tokenizer, theirs, on), batch, crossed)
+    return Case(ours, Side("teacher", teacher, teacher_tokenizer or tokenizer, theirs, on), batch, crossed, strict)
 
 
 @torch.no_grad()

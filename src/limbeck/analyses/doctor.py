@@ -4,10 +4,10 @@
     print(findings)      # one line per check: ok, note or stop
     findings.heed()      # raises where a run would be spoiled
 
-A *stop* spoils the run: NaN in the weights, ids that no row stands for, nothing supervised, a teacher worse than
-chance. A *note* is worth knowing. Every check is a small function in ``analyses.complaints`` (what configurations say)
-or ``analyses.trials`` (what a few rows show); it is silent about what it cannot see, such as the weights of a teacher
-behind a server.
+A *stop* spoils the run: NaN in the weights, ids that no row stands for, rows that are too long, nothing supervised,
+targets that are not what follows. A *note* is worth knowing. Every check is a small function in ``analyses.complaints``
+(what configurations say) or ``analyses.trials`` (what a few rows show); it is silent about what it cannot see, such as
+the weights of a teacher behind a server.
 """
 
 from __future__ import annotations
@@ -75,14 +75,16 @@ def doctor(
     batches: Sequence[Batch] = (),
     on: str = "answer",
     rows: int = 8,
+    strict: bool = False,
 ) -> Findings:
     """Examine ``student`` and ``teacher``, and what they say about the first ``rows`` rows of ``batches``.
 
     ``on`` is the mask of supervised places. Batches with both cuts of a text (``data.crossed``) are for tokenizers that
     differ; without a ``teacher_tokenizer`` both sides read by ``tokenizer``. Models are looked at through their sources
     and are to be where the batches are; nothing is changed in them. Checks that need what is not given are left out.
+    ``strict``: a teacher that is far worse than a uniform guess is a stop; else a note, for a run may mean it.
     """
-    case = make_case(student, teacher, tokenizer, teacher_tokenizer, batches, on, rows)
+    case = make_case(student, teacher, tokenizer, teacher_tokenizer, batches, on, rows, strict)
     return Findings(tuple(_found(case, [*COMPLAINTS, *TRIALS])))
 
 

@@ -96,7 +96,8 @@ def perplexity(case: Case) -> Iterator[Said]:
         )
         behind = theirs >= ours
     if nats > chance + WORSE_THAN_CHANCE:
-        yield "stop", f"the teacher is worse than a uniform guess, so it reads these rows wrongly: {told}"
+        level = "stop" if case.strict else "note"
+        yield level, f"the teacher is far worse than a uniform guess, so it is untrained or reads wrongly: {told}"
     elif nats > chance:
         yield "note", f"the teacher is no better than a uniform guess: {told}"
     elif behind:

@@ -65,7 +65,7 @@ def examine(cfg: Doctor) -> Findings:
     said = [model_source(freeze(model).to(device)) for model in (student, teacher)]
     teaching, batches = _rows(cfg, said, ours, theirs)
     batch = [to_device(batch, device) for batch in batches]
-    findings = doctor(said[0], teaching, ours, theirs, batch, rows=cfg.rows)
+    findings = doctor(said[0], teaching, ours, theirs, batch, rows=cfg.rows, strict=True)
     print_table(Table(f"{cfg.teacher} teaches {cfg.student}", ("check", "", "found"), findings.rows()))
     if any(name.startswith("teacher_") for name in batches[0]):
         _print_survey(cfg, ours, theirs)
