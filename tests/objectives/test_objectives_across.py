@@ -23,12 +23,17 @@ CLOCK = Clock(0, 10)
 WIDTH = 6
 
 
-def speaker(size, seed):
-    """A source of random states that are the same for the same ids, with its leaf tensor."""
+def speaker(size, seed, late=True):
+    """A source of random states that are the same for the same ids, and the weight of its output layer."""
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(size, WIDTH, generator=generator)
     weight = torch.randn(size, WIDTH, generator=generator).requires_grad_()
-    return (lambda batch: Signals(readout=Readout(table[batch["ids"]].cumsum(1).tanh(), weight))), weight
+
+    def says(batch):
+        states = table[batch["ids"]].cumsum(1).tanh()
+        return Signals(readout=Readout(states, weight)) if late else Signals(logits=states @ weight.T)
+
+    return says, weight
 
 
 def crossed(one, two, length=30):
@@ -49,7 +54,7 @@ def value_and_gradient(goal, batch, student, weight, teacher):
 def test_equal_tokenizers_give_exactly_the_plain_loss(kind, divergence, temperature):
     """Through both cuts, the events and the pieces: bit for bit."""
     batch, tokenizer, _ = crossed(kind, kind)
-    (student, weight), (teacher, _) = speaker(len(tokenizer), 1), speaker(len(tokenizer), 2)
+    (student, weight), (teacher, _) = (speaker(len(tokenizer), seed, late=False) for seed in (1, 2))
     events = shared_events(tokenizer, tokenizer)
     across = in_pieces(
         shared(soft(divergence, temperature, on="aligned"), *events, temperature=temperature), at_once=10**6

@@ -22,7 +22,7 @@ from limbeck.losses.across import binary_kl
 from limbeck.losses.across import uld as sorted_distance
 from limbeck.losses.divergence import cross_entropy, upcast
 from limbeck.objectives.named import named, unit
-from limbeck.objectives.tokens import Divergence, check_finite, logits_on
+from limbeck.objectives.tokens import Divergence, logits_on
 
 AT_ONCE = 256
 """Places whose logits are held at a time; the gradient computes them again."""
@@ -60,7 +60,7 @@ def uld(temperature: Weight = 1.0, on: str = "aligned") -> Objective:
     @named("uld", temperature=temperature, on=on)
     def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
         ours, theirs = logits_on(student, batch, on), logits_on(teacher, batch, on)
-        check_finite(theirs)
+        _check(theirs)
         return per(on, sorted_distance(ours, theirs, weight_at(temperature, clock)), "uld")
 
     return objective
@@ -75,7 +75,7 @@ def spans(divergence: Divergence = binary_kl, temperature: Weight = 1.0) -> Obje
     @named("spans", divergence, temperature=temperature)
     def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
         ours, theirs = _of_chunks(student, batch, ""), _of_chunks(teacher.need("own"), batch, "teacher_")
-        check_finite(theirs[:, None])
+        _check(theirs[:, None])
         return per("aligned", divergence(ours, theirs, weight_at(temperature, clock)), "spans")
 
     return objective
@@ -116,6 +116,15 @@ def _of_chunks(signals: Signals, batch: Batch, side: str) -> Tensor:
     ]
     sums = said[0].new_zeros(index.numel() + 1).index_add(0, index[chosen], torch.cat(said))
     return sums[index[starts]]
+
+
+def _check(teacher: Tensor) -> None:
+    """Refuse values n v of a teacher that hold NaN or plus infinity."""
+    require(
+        torch.isfinite(teacher.amax(-1)).all(),
+        "the teacher's logits hold NaN or infinity; check its weights and its precision (float16 overflows where "
+        "bfloat16 does not)",
+    )
 
 
 def _log_probs(signals: Signals, places: Tensor, targets: Tensor) -> Tensor:

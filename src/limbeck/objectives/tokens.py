@@ -86,11 +86,6 @@ def check_teacher(student: Tensor, teacher: Tensor) -> None:
             f"the student's vocabulary has {ours} entries and the teacher's {theirs}; check that both use the same "
             "tokenizer, and if only an output layer is padded, cut it to the tokenizer's size (resize_token_embeddings)"
         )
-    check_finite(teacher)
-
-
-def check_finite(teacher: Tensor) -> None:
-    """Refuse teacher logits ... v with NaN or +inf, or with nothing that may be said."""
     if not torch.isfinite(teacher.amax(-1)).all():  # the maximum shows NaN, +inf, and rows of -inf alone
         raise LimbeckError(
             "the teacher's logits hold NaN or infinity; check its weights and its precision (float16 overflows where "
