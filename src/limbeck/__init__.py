@@ -10,10 +10,12 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "across": "crossing",
     "Batch": "core.batch",
     "Clock": "core.terms",
     "distill_step": "core.stage",
     "Distiller": "context.distiller",
+    "doctor": "analyses.doctor",
     "Example": "data.templates",
     "fit": "core.fit",
     "frequent_tokens": "students.vocabulary",

@@ -3,6 +3,7 @@
 ``main(cfg)`` of a method reads::
 
     run = begin(cfg, "taid")
+    run.heed(doctor(student, teacher, tokenizer, batches=held_out))
     student = taid(..., out=run.stage_dir)
     run.finish(student, tokenizer, metrics={"loss": 0.2}, sections=[Table(...)])
 
@@ -23,14 +24,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from limbeck.core.check import require
 from limbeck.core.device import Device, pick
 from limbeck.core.rng import seed_everything as seed_all
-from limbeck.core.save import make_folder, open_to_readers, write_json
+from limbeck.core.save import make_folder, open_to_readers, read_json, write_json
 from limbeck.record import RECORD, find_record, make_record
-from limbeck.report.sections import Section
+from limbeck.report.sections import Section, Table
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from limbeck.analyses.doctor import Findings
 
+
+CHECKED = "doctor.json"
 COUNTS = "accumulate save_every steps batch length shots asked tasks queries prompt_steps".split()
 
 
@@ -77,6 +81,25 @@ class Started:
         """Accelerate's engine as the configuration asks for it: device, precision, tracker."""
         return _accelerator(self.cfg, self.method)
 
+    def heed(self, findings: Findings) -> None:
+        """Say what ``analyses.doctor`` found before step 0, and stop where the run would be spoiled.
+
+        All of it stands in ``doctor.json`` and in the report; the terminal gets a table if there is more than "ok". A
+        run that is stopped before it ever trained leaves nothing behind.
+        """
+        if _first_rank():
+            if not findings.well:
+                from limbeck.report.terminal import print_table
+
+                print_table(_checked(findings.rows()))
+            if findings.at("stop") and not self.stage_dir.exists():
+                (self.out / RECORD).unlink(missing_ok=True)
+                if not any(self.out.iterdir()):
+                    self.out.rmdir()
+        findings.heed()
+        if _first_rank():
+            write_json(self.out / CHECKED, findings.rows())
+
     def finish(
         self,
         model: Any = None,
@@ -100,7 +123,7 @@ class Started:
             save_artefact(part, self.out)
         measured = dict(metrics or {})
         write_model_card(self, measured, base_model or _base_model(self.cfg), loading(model, tokenizer, self.out))
-        write_run_report(self.out, self.record, measured, sections)
+        write_run_report(self.out, self.record, measured, [*sections, *_checks_of(self.out)])
         write_json(self.out / "metrics.json", measured)
         if "accelerator" in self.__dict__:
             self.accelerator.end_training()
@@ -141,6 +164,15 @@ def save_artefact(part: Any, out: Path) -> None:
 
 def _visible(out: Path) -> list[str]:
     return sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+
+
+def _checked(rows: Sequence[Sequence[str]]) -> Table:
+    return Table("Before step 0", ("check", "", "found"), rows)
+
+
+def _checks_of(out: Path) -> list[Section]:
+    """What was found before step 0, for the report."""
+    return [_checked(read_json(out / CHECKED))] if (out / CHECKED).exists() else []
 
 
 def _first_rank() -> bool:

@@ -47,6 +47,23 @@ def test_places_that_end_alike_predict_the_same_text():
     assert bare.places == [(1, 0), (2, 1)]  # the last token predicts nothing
 
 
+def test_a_part_of_a_character_is_not_the_character():
+    """A token that ends within a character comes from all of it, but has not read it."""
+    apart, whole = byte_level([("¶", "Ð"), ("¶Ð", "¶")]), byte_level([("Ð", "¶")])
+    row = next(recuts(["жжx"], apart, whole, 32, masked=False))
+    assert apart.convert_ids_to_tokens(row.ids) == ["Ð", "¶Ð¶", "x"]
+    assert whole.convert_ids_to_tokens(row.their_ids) == ["Ð¶", "Ð¶", "x"]
+    assert row.places == [(1, 1)]
+
+
+def byte_level(merges):
+    """Bytes, and what they are merged into."""
+    pieces = ["Ð", "¶", "x", *("".join(pair) for pair in merges)]
+    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
 def test_masked_places_are_the_same_token_on_both_sides():
     row = next(recuts(["abc de a"], OURS, THEIRS, 32, masked=True))
     assert row.places == [(3, 2), (6, 4)]  # ##c and a, not the pieces of ab and de

@@ -62,7 +62,7 @@ class Signals:
     ``hidden`` and ``qkv`` hold the layers that were asked for, by layer number (1 = first block, 0 = embeddings);
     q, k and v are b h t d with each one's own number of heads; ``pooled`` b d; ``exits`` one Signals per exit;
     ``router`` per-layer expert logits; ``members`` the single voices behind an ensemble; ``loss`` a scalar the model
-    computed itself.
+    computed itself; ``own`` what a teacher with another tokenizer says at all places of its own cut of the text.
     """
 
     logits: Tensor | None = None
@@ -75,6 +75,7 @@ class Signals:
     router: tuple[Tensor, ...] = ()
     loss: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    own: Signals | None = None
 
     def present(self) -> list[str]:
         """Names of the signals that are there."""
@@ -101,3 +102,10 @@ class Signals:
 
 
 Source = Callable[[Batch], Signals]
+
+
+def model_behind(source: Source) -> Any:
+    """The model that a source asks, through whatever was put around it; None if there is none."""
+    while not hasattr(source, "model") and hasattr(source, "source"):
+        source = source.source
+    return getattr(source, "model", None)

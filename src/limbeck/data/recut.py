@@ -12,6 +12,7 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.check import require
+from limbeck.data.align import UNKNOWN, Cut, agree, byte_ends
 from limbeck.data.stream import Batches, lengths_mask, pad
 
 Span = tuple[int, int]
@@ -39,7 +40,7 @@ def recut_batches(
     """Texts that the tokenizers ``ours`` and ``theirs`` cut differently, for ``sources.vocabulary.elsewhere``.
 
     ``ids``, ``mask`` and ``aligned`` b t are ours; ``teacher_ids``, ``teacher_mask`` and ``teacher_aligned`` b s
-    theirs. Aligned are, for causal models, tokens that end at the same character: both models predict what follows.
+    theirs. Aligned are, for causal models, tokens that end at the same byte: both models predict what follows.
     ``masked``: tokens that are the same on both sides; a share ``probability`` of them (one at least) is masked on both
     sides and aligned. At most ``most`` texts are kept. Raises ``LimbeckError`` if all texts are cut alike.
     """
@@ -68,11 +69,11 @@ def recuts(texts: Iterable[str], ours: Any, theirs: Any, length: int, masked: bo
         mine, other = (tokenizer(text, return_special_tokens_mask=True, **settings) for tokenizer in (ours, theirs))
         if ours.convert_ids_to_tokens(mine["input_ids"]) == theirs.convert_ids_to_tokens(other["input_ids"]):
             continue
-        find = _same_tokens if masked else _same_ends
-        places = find(_spans(mine), _spans(other))
         if masked:
             names = ours.convert_ids_to_tokens(mine["input_ids"]), theirs.convert_ids_to_tokens(other["input_ids"])
-            places = [(i, j) for i, j in places if names[0][i] == names[1][j]]
+            places = [(i, j) for i, j in _same_tokens(mine, other) if names[0][i] == names[1][j]]
+        else:
+            places = _same_ends(_cut(ours, text, mine), _cut(theirs, text, other))
         if places:
             yield Recut(mine["input_ids"], other["input_ids"], places)
 
@@ -83,9 +84,9 @@ def _spans(cut: Any) -> list[Span | None]:
     return [None if special else tuple(span) for span, special in pairs]
 
 
-def _same_tokens(ours: Sequence[Span | None], theirs: Sequence[Span | None]) -> list[tuple[int, int]]:
+def _same_tokens(ours: Any, theirs: Any) -> list[tuple[int, int]]:
     """Places with the same characters on both sides; characters that several tokens share do not count."""
-    mine, other = _once(ours), _once(theirs)
+    mine, other = _once(_spans(ours)), _once(_spans(theirs))
     return [(mine[span], other[span]) for span in mine if span in other]
 
 
@@ -93,21 +94,19 @@ def _once(spans: Sequence[Span | None]) -> dict[Span, int]:
     return {span: i for i, span in enumerate(spans) if span is not None and spans.count(span) == 1}
 
 
-def _same_ends(ours: Sequence[Span | None], theirs: Sequence[Span | None]) -> list[tuple[int, int]]:
-    """Places after which the same characters follow; a special token at the beginning ends at character 0."""
-    mine, other = _ends(ours), _ends(theirs)
-    return [(mine[end], other[end]) for end in mine if end in other]
+def _same_ends(ours: Cut, theirs: Cut) -> list[tuple[int, int]]:
+    """Places after which the same text follows, but for the last token of either side, which predicts nothing."""
+    return [(i, j) for i, j in agree(ours, theirs).tolist() if i < len(ours.ids) - 1 and j < len(theirs.ids) - 1]
 
 
-def _ends(spans: Sequence[Span | None]) -> dict[int, int]:
-    """The last token that ends at each character, but for the last token of all, which predicts nothing."""
-    ends: dict[int, int] = {}
-    for i, span in enumerate(spans[:-1]):
-        if span is not None:
-            ends[span[1]] = i
-        elif i == len(ends) == 0:
-            ends[0] = i
-    return ends
+def _cut(tokenizer: Any, text: str, cut: Any) -> Cut:
+    """How far each token has read; special tokens in front of the text stand at its beginning."""
+    special = np.asarray(cut["special_tokens_mask"], bool)
+    ids, spans = (np.asarray(cut[name])[~special] for name in ("input_ids", "offset_mapping"))
+    ends = np.full(len(special), UNKNOWN)
+    ends[: int(np.argmin([*special, False]))] = 0
+    ends[~special] = byte_ends(tokenizer, text, ids.tolist(), spans.tolist())
+    return Cut(np.asarray(cut["input_ids"]), ends, ~special, len(text.encode()))
 
 
 def _some(places: list[tuple[int, int]], probability: float, rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What a language model takes: its embeddings, vocabulary, positions, start token and encoder."""
+"""What a language model takes and gives: embeddings, output layer, vocabulary, positions, start token and encoder."""
 
 from __future__ import annotations
 
@@ -58,6 +58,18 @@ def positions(lm: Any) -> int | None:
     if getattr(lm.config, "relative_attention_num_buckets", None):
         return None
     return getattr(lm.config, "max_position_embeddings", None)
+
+
+def table_height(lm: Any) -> int | None:
+    """Rows of the input embeddings; None where there is no such table."""
+    table = lm.get_input_embeddings() if hasattr(lm, "get_input_embeddings") else None
+    return getattr(table, "num_embeddings", None)
+
+
+def head_width(lm: Any) -> int | None:
+    """Rows of the output layer, the number of logits; None where there is no such layer."""
+    layer = lm.get_output_embeddings() if hasattr(lm, "get_output_embeddings") else None
+    return getattr(layer, "out_features", None)
 
 
 def start_token(lm: Any) -> int:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from limbeck.analyses.doctor import doctor
 from limbeck.analyses.measure import measure
 from limbeck.atlas import corpora
 from limbeck.core.batch import Batch
@@ -31,6 +32,7 @@ from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
 from limbeck.core.stage import Objective, Optim, Stage, distill_step, freeze
 from limbeck.core.terms import Clock
+from limbeck.crossing import side_by_side
 from limbeck.data.held import hold_out
 from limbeck.data.pairs import causal_batches
 from limbeck.data.stream import Batches, lm_batches
@@ -40,7 +42,6 @@ from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import before_and_after
 from limbeck.run import Run, begin, seed_all
-from limbeck.sources.model import model_source
 from limbeck.students.load import load_student
 
 DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd, "total_variation": total_variation}
@@ -158,10 +159,12 @@ def taid(
     cfg: Config,
     out: Path | None = None,
     engine: Any = None,
+    tokenizer: Any = None,
 ) -> dict[str, float]:
     """Train ``student`` in place towards ``teacher`` on ``stream``; ``out`` and ``engine`` go to ``fit``.
 
-    Returns what ``fit`` says and, where t moves, its last value and ``adaptive_share``.
+    With their ``tokenizer``, output layers that are padded differently are cut to one width. Returns what ``fit`` says
+    and, where t moves, its last value and ``adaptive_share``.
     """
     pace = paced_by(cfg)
     paced = cfg.objective not in DIVERGENCES
@@ -171,7 +174,7 @@ def taid(
     said = fit(
         Stage(
             cfg.objective,
-            distill_step(model_source(student), model_source(teacher), goal),
+            distill_step(*side_by_side(student, teacher, tokenizer), goal),
             train={"student": student},
             stream=stream,
             steps=cfg.steps,
@@ -206,11 +209,11 @@ def main(cfg: Config) -> Path:
     split = hold_out(batches(cfg, tokenizer))
     run = begin(cfg, "taid")
     device = run.accelerator.device
-    compare = distill_step(
-        model_source(student.eval().to(device)), model_source(freeze(teacher).to(device)), agreement()
-    )
+    both = side_by_side(student.eval().to(device), freeze(teacher).to(device), tokenizer)
+    run.heed(doctor(*both, tokenizer, batches=split.on(device)))
+    compare = distill_step(*both, agreement())
     before = measure(compare, split.on(device))
-    said = taid(student, teacher, split.stream, cfg, run.stage_dir, run.accelerator)
+    said = taid(student, teacher, split.stream, cfg, run.stage_dir, run.accelerator, tokenizer)
     after = measure(compare, split.on(device))
     table = before_and_after(f"Student and teacher on {split.rows}", before, after, "Nats per token.")
     return run.finish(student, tokenizer, {**said, split.name: after, "before": before}, [table])
