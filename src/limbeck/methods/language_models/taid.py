@@ -18,25 +18,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from limbeck.analyses.measure import measure
 from limbeck.atlas import corpora
 from limbeck.core.batch import Batch
 from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
-from limbeck.core.signals import Signals
 from limbeck.core.stage import Objective, Optim, Stage, distill_step, freeze
-from limbeck.core.terms import Clock, Terms, per
+from limbeck.core.terms import Clock
 from limbeck.data.held import hold_out
 from limbeck.data.pairs import causal_batches
 from limbeck.data.stream import Batches, lm_batches
-from limbeck.losses.divergence import forward_kl, jsd, reverse_kl, soft_cross_entropy, total_variation
-from limbeck.objectives.tokens import check_teacher, hard, logits_on, soft
+from limbeck.losses.divergence import forward_kl, interpolated_cross_entropy, jsd, reverse_kl, total_variation
+from limbeck.objectives.tokens import Comparing, Comparison, hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import Table
 from limbeck.run import Run, begin, seed_all
@@ -82,13 +81,6 @@ class Config(Run):
     """Memory of the loss's relative change; released code."""
     hard: float = 0.0
     """Share of the ordinary language-modelling loss; released code: 0."""
-
-
-def interpolate(student_logits: Tensor, teacher_logits: Tensor, t: float) -> Tensor:
-    """Logits of the target: (1 - t) z_S + t z_T, in fp32 and without a gradient. Shapes ... v, ... v -> ... v."""
-    s, z = student_logits.detach().float(), teacher_logits.detach().float()
-    mixed = (1 - t) * s + t * z
-    return mixed.masked_fill(s.isneginf() | z.isneginf(), -torch.inf)  # else 0 * inf at t = 0 or 1
 
 
 class AdaptiveT:
@@ -144,13 +136,9 @@ def interpolated(pace: AdaptiveT) -> Objective:
 
     The paper writes KL; the pace follows the cross-entropy, as in the released code, and the gradients are the same.
     """
-
-    def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
-        ours, theirs = (logits_on(signals, batch, "answer") for signals in (student, teacher))
-        check_teacher(ours, theirs)
-        return per("answer", soft_cross_entropy(ours, interpolate(ours, theirs, pace.t)), NAME)
-
-    return objective
+    return Comparing(
+        lambda clock: Comparison(NAME, "answer", partial(interpolated_cross_entropy, share=pace.t)), "interpolated()"
+    )
 
 
 def taid(
@@ -167,7 +155,7 @@ def taid(
     """
     pace = paced_by(cfg)
     paced = cfg.objective not in DIVERGENCES
-    goal = interpolated(pace) if paced else soft(DIVERGENCES[cfg.objective])
+    goal: Objective = interpolated(pace) if paced else soft(DIVERGENCES[cfg.objective])
     if cfg.hard:
         goal = weighted(**{NAME: (1 - cfg.hard, goal), "hard": (cfg.hard, hard())})
     said = fit(
