@@ -1,16 +1,15 @@
 """Divergences in closed form: values and the gradient for the student's logits, in one sweep over a few rows.
 
 ``divergence`` says what is meant, this file how ``fused`` computes it without autograd. P is the teacher, Q the student
-and ``gap`` = log P - log Q. Every mixture is taken relative to Q, log(M / Q) = log1p(share expm1(gap)), which is exact
-where P and Q are close and costs two transcendental functions. Rows are few enough to stay in a processor's cache, and
-every operation writes into a buffer that is there already.
+and ``gap`` = log P - log Q. Rows are few enough to stay in a processor's cache, and every operation writes into a
+buffer that is there already.
 
 What is not finite here (a logit of -inf on one side, say) is left to the function in ``divergence``, see ``fused``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,17 +20,16 @@ from limbeck.core.check import require
 from limbeck.losses import divergence as plain
 
 IGNORE = -100
-FAR = 80.0
-"""Where ``gap`` is cut off before exp: beyond it Q is nothing beside P, and the results are the same."""
 
 
 class Rows:
     """Logits r v of student and teacher after the temperature, and what the closed forms want to know of them.
 
-    Everything is computed in place: ``gap`` takes the teacher's buffer, and ``out`` may be the student's.
+    Everything is computed in place: ``gap`` takes the teacher's buffer, ``out`` may be the student's, and ``spare`` are
+    three more.
     """
 
-    def __init__(self, student: Tensor, teacher: Tensor | None, out: Tensor, spare: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, student: Tensor, teacher: Tensor | None, out: Tensor, spare: Sequence[Tensor]) -> None:
         self.student, self.teacher, self.out, self.spare = student, teacher, out, spare
 
     def q(self) -> Tensor:
@@ -87,10 +85,11 @@ def skew_forward_kl(rows: Rows, alpha: float = 0.1) -> tuple[Tensor, float]:
     _share(alpha)
     if alpha == 0:
         return forward_kl(rows)
-    q, p, gap = rows.q(), rows.p(), rows.gap().clamp_(max=FAR)
-    gap.sub_(torch.expm1(gap, out=rows.out).mul_(alpha).log1p_())  # log w
-    values = _sum(p, gap, p)
-    weighted = gap.exp_().mul_(q)
+    q, p, gap = rows.q(), rows.p(), rows.gap()
+    mixture = _mixture(rows, gap, alpha)
+    log_w = gap.clamp_(max=0).sub_(mixture)
+    values = _sum(p, log_w, p)
+    weighted = log_w.exp_().mul_(q)
     torch.mul(q, weighted.sum(-1, keepdim=True), out=rows.out).sub_(weighted)
     return values, 1 - alpha
 
@@ -100,11 +99,11 @@ def skew_reverse_kl(rows: Rows, alpha: float = 0.1) -> tuple[Tensor, float]:
     _share(alpha)
     if alpha == 0:
         return reverse_kl(rows)
-    q, p, gap = rows.q(), rows.p(), rows.gap().clamp_(max=FAR)
-    excess = torch.expm1(gap, out=rows.out).mul_(1 - alpha)  # M / Q - 1
-    ratio = torch.log1p(excess, out=gap)
+    q, p, gap = rows.q(), rows.p(), rows.gap()
+    mixture = _mixture(rows, gap, 1 - alpha)
+    ratio = gap.clamp_(min=0).add_(mixture)  # log(M / Q)
     values = -_sum(q, ratio, p)
-    f = excess.add_(1).reciprocal_().mul_(alpha).add_(ratio)
+    f = torch.neg(ratio, out=rows.out).exp_().mul_(alpha).add_(ratio)
     f.sub_(_sum(q, f, p)).mul_(q)
     return values, -1.0
 
@@ -114,12 +113,26 @@ def jsd(rows: Rows, beta: float = 0.5) -> tuple[Tensor, float]:
     _share(beta)
     if beta in (0, 1):
         return reverse_kl(rows) if beta else forward_kl(rows)
-    q, p, gap = rows.q(), rows.p(), rows.gap().clamp_(max=FAR)
-    f = torch.expm1(gap, out=rows.out).mul_(beta).log1p_()
-    of_p = _sum(p, gap.sub_(f), p)
-    of_q = _sum(q, f, gap)
-    f.sub_(of_q).mul_(q)
+    q, p, gap = rows.q(), rows.p(), rows.gap()
+    mixture = _mixture(rows, gap, beta)
+    log_w = torch.clamp(gap, max=0, out=rows.spare[2]).sub_(mixture)  # log(P / M)
+    of_p = _sum(p, log_w, p)
+    f = gap.clamp_(min=0).add_(mixture)
+    of_q = _sum(q, f, p)
+    torch.mul(f.sub_(of_q), q, out=rows.out)
     return beta * of_p - (1 - beta) * of_q, beta - 1
+
+
+def _mixture(rows: Rows, gap: Tensor, share: float) -> Tensor:
+    """log(M / max(P, Q)) for M = share P + (1 - share) Q, in ``out``: log1p(c expm1(-abs(gap))).
+
+    c is the share of the smaller of the two. Nothing overflows, and nothing is lost where P and Q are close.
+    """
+    relative = torch.abs(gap, out=rows.out).neg_().expm1_()
+    if share == 0.5:
+        return relative.mul_(0.5).log1p_()
+    smaller = torch.sgn(gap, out=rows.spare[2]).mul_(0.5 - share).add_(0.5)
+    return relative.mul_(smaller).log1p_()
 
 
 def total_variation(rows: Rows) -> tuple[Tensor, float]:

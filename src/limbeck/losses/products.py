@@ -1,8 +1,8 @@
 """The three matrix products around an output layer, with float32 (or float64) logits whatever the weights are held in.
 
 ``out`` says in which precision results are kept. Weights of that precision are multiplied as they are. Others are
-taken up piece by piece, so that no second copy of the layer is made; on CUDA half precision goes to the tensor cores
-as it is and only the result is float32.
+taken up piece by piece, so that no second copy of the layer is made; on CUDA bfloat16 goes to the tensor cores as it
+is and only the result is float32. (Not float16: most entries of a gradient of a softmax are too small for it.)
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from torch import Tensor
 
 TILE = 8192
 """Rows of the vocabulary that are converted at a time."""
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 def logits(hidden: Tensor, weight: Tensor, out: Tensor) -> None:
@@ -57,7 +55,7 @@ def to_weight(gradient: Tensor, hidden: Tensor, weight: Tensor, out: Tensor, fir
 
 
 def _tensor_cores(weight: Tensor, out: Tensor) -> bool:
-    return weight.is_cuda and weight.dtype in HALF and out.dtype == torch.float32
+    return weight.is_cuda and weight.dtype == torch.bfloat16 and out.dtype == torch.float32
 
 
 def _tiles(weight: Tensor) -> Iterator[slice]:

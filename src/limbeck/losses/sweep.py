@@ -88,7 +88,7 @@ class Plan:
         rows = max(torch.get_num_threads(), BLOCK_LOGITS // self.size)
         self.block = min(rows, self.chunk) if on == "cpu" else self.chunk
         half = on == "cuda" and not double and torch.is_autocast_enabled("cuda")
-        self.held = torch.get_autocast_dtype("cuda") if half else None
+        self.held = torch.bfloat16 if half and torch.get_autocast_dtype("cuda") == torch.bfloat16 else None
 
     def common_factor(self, upstream: Tensor) -> float | None:
         """What the prepared gradients have to be multiplied by; None if positions do not count alike."""
@@ -193,7 +193,7 @@ class Sweep:
             student = torch.mul(student, inverse, out=self._buffer("student", count))
             if teacher is not None:
                 teacher = torch.mul(teacher, inverse, out=teacher if alone else self._buffer("teacher", count))
-        spare = self._buffer("q", len(student)), self._buffer("p", len(student))
+        spare = [self._buffer(name, len(student)) for name in ("q", "p", "more")]
         return Rows(student, teacher, out, spare)
 
     def _collect(self, at: slice) -> None:
