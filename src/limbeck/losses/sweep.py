@@ -84,11 +84,15 @@ class Plan:
         self.losses = [Loss.of(part, self.count) for part in parts]
         self.weights = torch.tensor([[part.weight] for part in parts], dtype=self.dtype, device=self.device)
         on = "cuda" if self.device.type == "cuda" else "cpu"
-        self.chunk = max(1, min(chunk or max(CHUNK_ROWS, CHUNK_LOGITS[on] // self.size), self.count))
+        self.chunk = max(1, min(chunk or self._evenly(max(CHUNK_ROWS, CHUNK_LOGITS[on] // self.size)), self.count))
         rows = max(torch.get_num_threads(), BLOCK_LOGITS // self.size)
         self.block = min(rows, self.chunk) if on == "cpu" else self.chunk
         half = on == "cuda" and not double and torch.is_autocast_enabled("cuda")
         self.held = torch.bfloat16 if half and torch.get_autocast_dtype("cuda") == torch.bfloat16 else None
+
+    def _evenly(self, rows: int) -> int:
+        """At most ``rows``, so that all chunks are of about one size."""
+        return -(-self.count // max(1, -(-self.count // rows)))
 
     def common_factor(self, upstream: Tensor) -> float | None:
         """What the prepared gradients have to be multiplied by; None if positions do not count alike."""
