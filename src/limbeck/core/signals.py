@@ -14,7 +14,11 @@ from limbeck.core.check import LimbeckError
 
 
 class Lazy(Protocol):
-    """Logits that are not computed yet."""
+    """Logits that are not computed yet.
+
+    One that may be asked for some of the positions at a time, again and again, says so by a true attribute
+    ``by_chunk``: a loss then need not hold all of its logits, but takes them for a constant.
+    """
 
     def at(self, positions: Tensor | None = None) -> Tensor:
         """Logits n v at the true entries of ``positions`` b t (row-major), or b t v for all of them."""
@@ -24,7 +28,7 @@ class Readout(NamedTuple):
     """The usual ``Lazy``: ``logits = softcap(scale * (hidden @ weight.T + bias))``.
 
     ``hidden`` b t d, ``weight`` v d, ``bias`` v or None. Whoever needs logits asks for them at the positions that count
-    (``at``), so nobody materialises b t v.
+    (``at``), so nobody materialises b t v; the losses of ``losses.fused`` take the states at these positions instead.
     """
 
     hidden: Tensor

@@ -73,6 +73,24 @@ def soft_cross_entropy(student: Tensor, target: Tensor, temperature: float = 1.0
     return -(p.exp() * q).sum(-1)
 
 
+def interpolated_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, share: float = 1.0
+) -> Tensor:
+    """Cross-entropy of the student to softmax(``interpolate(student, teacher, share)``) (TAID, 2501.16937)."""
+    _check(student, teacher, temperature)
+    return soft_cross_entropy(student, interpolate(student, teacher, share), temperature)
+
+
+def interpolate(student: Tensor, teacher: Tensor, share: float) -> Tensor:
+    """Logits (1 - share) student + share teacher, ``... v``, in fp32 or float64 and without a gradient.
+
+    A token that either side forbids (-inf) is forbidden.
+    """
+    s, z = upcast(student.detach()), upcast(teacher.detach())
+    mixed = (1 - share) * s + share * z
+    return mixed.masked_fill(s.isneginf() | z.isneginf(), -math.inf)  # else 0 * inf at a share of 0 or 1
+
+
 def soft_cross_entropy_probs(student: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
     """-sum_v P log Q with P given as probabilities ``... v``; the temperature acts on the student only."""
     _check(student, target, temperature)
@@ -125,6 +143,24 @@ def _check(student: Tensor, teacher: Tensor, temperature: float) -> None:
         )
     require(student.shape[-1] > 1, "a softmax over one candidate is always 1 and teaches nothing; give at least two")
     require(temperature > 0, f"the temperature must be positive, but got {temperature}")
+
+
+def same_vocabulary(student: int, teacher: int) -> None:
+    """Refuse vocabularies of different sizes."""
+    if student != teacher:
+        raise LimbeckError(
+            f"the student's vocabulary has {student} entries and the teacher's {teacher}; check that both use the same "
+            "tokenizer, and if only an output layer is padded, cut it to the tokenizer's size (resize_token_embeddings)"
+        )
+
+
+def refuse_teacher(logits: Tensor) -> None:
+    """Refuse teacher logits ... v that hold NaN or +inf, or nothing that may be said."""
+    if not torch.isfinite(logits.amax(-1)).all():  # the maximum shows NaN, +inf, and rows of -inf alone
+        raise LimbeckError(
+            "the teacher's logits hold NaN or infinity; check its weights and its precision (float16 overflows where "
+            "bfloat16 does not)"
+        )
 
 
 def kl_of_logs(p: Tensor, q: Tensor) -> Tensor:

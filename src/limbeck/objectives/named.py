@@ -31,9 +31,14 @@ class Named:
 
 def named(name: str, *parts: Any, **settings: Any) -> Callable[[Objective], Named]:
     """Decorator: the objective prints as ``name(parts, settings)``; settings that are None are left out."""
+    return lambda objective: Named(objective, called(name, *parts, **settings))
+
+
+def called(name: str, *parts: Any, **settings: Any) -> str:
+    """``name(parts, settings)`` as a reader would write it; settings that are None are left out."""
     shown = [spoken(part) for part in parts]
     shown += [f"{key}={spoken(value)}" for key, value in settings.items() if value is not None]
-    return lambda objective: Named(objective, f"{name}({', '.join(shown)})")
+    return f"{name}({', '.join(shown)})"
 
 
 def spoken(value: Any) -> str:

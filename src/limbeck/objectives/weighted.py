@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from limbeck.core.batch import Batch
 from limbeck.core.check import require
 from limbeck.core.signals import Signals
 from limbeck.core.stage import Objective
-from limbeck.core.terms import Clock, Term, Terms, Weight, weight_at
+from limbeck.core.terms import Clock, Term, Terms, Weight, per, weight_at
 from limbeck.objectives.named import named, spoken
+from limbeck.objectives.tokens import Comparing, compare
 
 
 def weighted(**parts: tuple[Weight, Objective]) -> Objective:
     """A weighted sum, ``weighted(kl=(1.0, soft()), ce=(0.5, hard()))``; weights may be schedules.
 
     Each term takes the name given here (``name.inner`` if an objective returns several), keeps its own unit and its raw
-    sum, and carries its weight beside it, so that whoever reads the logs sees unweighted values.
+    sum, and carries its weight beside it, so that whoever reads the logs sees unweighted values. Objectives on what is
+    predicted (``soft``, ``hard``) share one pass over the output layers.
     """
     require(parts, "weighted() needs at least one name=(weight, objective)")
 
     @named("weighted", **{name: _Pair(weight, goal) for name, (weight, goal) in parts.items()})
     def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
+        said = _compared(parts, student, teacher, batch, clock)
         result = Terms()
         for name, (weight, goal) in parts.items():
-            terms, factor = goal(student, teacher, batch, clock), weight_at(weight, clock)
+            terms = said[name] if name in said else goal(student, teacher, batch, clock)
+            factor = weight_at(weight, clock)
             for inner, term in terms.items():
                 result[name if len(terms) == 1 else f"{name}.{inner}"] = term._replace(weight=term.weight * factor)
         return result
 
     return objective
+
+
+def _compared(
+    parts: Mapping[str, tuple[Weight, Objective]], student: Signals, teacher: Signals, batch: Batch, clock: Clock
+) -> dict[str, Terms]:
+    """The terms of those objectives that are comparisons, computed together."""
+    asked = {
+        name: replace(goal.ask(clock), weight=weight_at(weight, clock))
+        for name, (weight, goal) in parts.items()
+        if isinstance(goal, Comparing)
+    }
+    values = compare(list(asked.values()), student, teacher, batch)
+    return {name: per(one.on, value, one.name) for (name, one), value in zip(asked.items(), values, strict=True)}
 
 
 def over_members(goal: Objective, weights: Sequence[float] | None = None) -> Objective:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError, require
-from limbeck.core.signals import Signals, Source
+from limbeck.core.signals import Lazy, Readout, Signals, Source
 from limbeck.losses.divergence import upcast
 
 TOLERANCE = 1e-4
@@ -64,6 +64,11 @@ class Mean:
     weights: tuple[float, ...]
     temperature: float
 
+    @property
+    def by_chunk(self) -> bool:
+        """Whether every member may be asked for a few positions at a time."""
+        return all(m.logits is not None or _in_chunks(m.readout) for m in self.members)
+
     def at(self, positions: Tensor | None = None) -> Tensor:
         """temperature * log(sum_k w_k softmax(z_k / temperature)) at the true entries of ``positions``, all if None."""
         total: Tensor | None = None
@@ -74,6 +79,10 @@ class Mean:
                 total = voice if total is None else _log_sum(total, voice)
         assert total is not None  # the weights add up to 1
         return total * self.temperature
+
+
+def _in_chunks(said: Lazy | None) -> bool:
+    return isinstance(said, Readout) or getattr(said, "by_chunk", False)
 
 
 def _log_sum(one: Tensor, other: Tensor) -> Tensor:

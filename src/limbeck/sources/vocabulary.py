@@ -120,6 +120,11 @@ class _Columns:
     said: Lazy = field(repr=False)
     columns: Tensor
 
+    @property
+    def by_chunk(self) -> bool:
+        """Whether the whole vocabulary may be asked for a few positions at a time."""
+        return getattr(self.said, "by_chunk", False)
+
     def at(self, positions: Tensor | None = None) -> Tensor:
         """Logits n k at the true entries of ``positions``, or all of them."""
         logits = self.said.at(positions)

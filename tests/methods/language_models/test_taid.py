@@ -14,8 +14,8 @@ from limbeck.core.batch import next_token_batch
 from limbeck.core.check import LimbeckError
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock
-from limbeck.losses.divergence import forward_kl
-from limbeck.methods.language_models.taid import AdaptiveT, Config, interpolate, interpolated, main, taid
+from limbeck.losses.divergence import forward_kl, interpolate
+from limbeck.methods.language_models.taid import AdaptiveT, Config, interpolated, main, taid
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "taid"
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}

@@ -18,11 +18,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from limbeck.analyses.doctor import doctor
 from limbeck.analyses.measure import measure
@@ -36,9 +36,9 @@ from limbeck.crossing import side_by_side
 from limbeck.data.held import hold_out
 from limbeck.data.pairs import causal_batches
 from limbeck.data.stream import Batches, lm_batches
-from limbeck.losses.divergence import forward_kl, jsd, reverse_kl, soft_cross_entropy, total_variation
+from limbeck.losses.divergence import forward_kl, interpolated_cross_entropy, jsd, reverse_kl, total_variation
 from limbeck.models.load import Dtype, load_model
-from limbeck.objectives.tokens import hard, soft
+from limbeck.objectives.tokens import Comparing, Comparison, hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import before_and_after
 from limbeck.run import Run, begin, seed_all
@@ -83,13 +83,6 @@ class Config(Run):
     """Memory of the loss's relative change; released code."""
     hard: float = 0.0
     """Share of the ordinary language-modelling loss; released code: 0."""
-
-
-def interpolate(student_logits: Tensor, teacher_logits: Tensor, t: float) -> Tensor:
-    """Logits of the target: (1 - t) z_S + t z_T, in fp32 and without a gradient. Shapes ... v, ... v -> ... v."""
-    s, z = student_logits.detach().float(), teacher_logits.detach().float()
-    mixed = (1 - t) * s + t * z
-    return mixed.masked_fill(s.isneginf() | z.isneginf(), -torch.inf)  # else 0 * inf at t = 0 or 1
 
 
 class AdaptiveT:
@@ -145,11 +138,9 @@ def interpolated(pace: AdaptiveT) -> Objective:
 
     The paper writes KL; the pace follows the cross-entropy, as in the released code, and the gradients are the same.
     """
-
-    def to_target(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-        return soft_cross_entropy(student_logits, interpolate(student_logits, teacher_logits, pace.t), temperature)
-
-    return weighted(**{NAME: (1, soft(to_target))})
+    return Comparing(
+        lambda clock: Comparison(NAME, "answer", partial(interpolated_cross_entropy, share=pace.t)), "interpolated()"
+    )
 
 
 def taid(
@@ -168,7 +159,7 @@ def taid(
     """
     pace = paced_by(cfg)
     paced = cfg.objective not in DIVERGENCES
-    goal = interpolated(pace) if paced else soft(DIVERGENCES[cfg.objective])
+    goal: Objective = interpolated(pace) if paced else soft(DIVERGENCES[cfg.objective])
     if cfg.hard:
         goal = weighted(**{NAME: (1 - cfg.hard, goal), "hard": (cfg.hard, hard())})
     said = fit(
