@@ -29,7 +29,7 @@ ROOMS = {
 OUTSIDE = {
     "losses": {"torch", "math"},
     "core": {"torch", "accelerate", "safetensors", "numpy", "rich"},
-    "models": {"transformers"},
+    "models": {"torch", "transformers"},
 }
 FILES = sorted(SOURCE.rglob("*.py"))
 
