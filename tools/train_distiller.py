@@ -74,7 +74,10 @@ class HeldOut:
     def __getitem__(self, index: int) -> Episode:
         rng = Random(f"held out {index}")
         specs = _held_out(kinds.KINDS[index % len(kinds.KINDS)])
-        return _episode(pairs(rng, rng.choice(specs), 24), 16)
+        while True:
+            found = _episode(pairs(rng, rng.choice(specs), 24), 16)
+            if len(found.queries) > 1:
+                return found
 
 
 def draw(rng: Random, kind: str, shots: int, asked: int) -> Episode:
@@ -136,6 +139,7 @@ def train(args: argparse.Namespace) -> None:
     fit(stage, args.out / "stages", engine)
     if engine.is_main_process:
         said = {key: value for key, value in vars(args).items() if key not in ("out", "start")}
+        said["length"] = distiller.reading.length  # a distiller to go on from keeps its own
         write_json(args.out / "distiller" / "quality.json", {"settings": said, "held_out": measure(lm, distiller)})
         distiller.half().save_pretrained(args.out / "distiller")
 

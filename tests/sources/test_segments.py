@@ -8,7 +8,7 @@ import pytest
 import tiny_llms
 import torch
 from torch import Tensor
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, MistralConfig, MistralForCausalLM
 
 from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError
@@ -51,6 +51,48 @@ def test_without_a_context_too(kind: str) -> None:
     said = no_context(model)(several()).logits_at()
     found = torch.cat([alone(model, [], query) for query in QUERIES[0]])
     assert torch.allclose(said[0, : len(found)], found, atol=1e-5)
+
+
+def test_a_short_row_beside_a_long_one_takes_no_more_positions() -> None:
+    """The long row has more tokens than the model has positions, its queries do not; the other is mostly padding."""
+    model = freeze(tiny_llms.build("gpt2", positions=24))
+    sizes = [[12, 12, 12], [2, 2]]
+    rows = [[5 + i % 20 for size in row for i in range(size)] for row in sizes]
+    segments = [[number for number, size in enumerate(row, 1) for _ in range(size)] for row in sizes]
+    contexts = [[5, 6, 7, 8], [9]]
+    batch = {"ids": pad(rows), "mask": lengths_mask(rows), "segment": pad(segments)}
+    batch |= {"context": pad(contexts), "context_mask": lengths_mask(contexts)}
+    said = full_context(model)(batch).logits_at()
+    assert torch.allclose(said[1, :2], alone(model, contexts[1], rows[1][:2]), atol=1e-5)
+    assert torch.allclose(said[0, 24:36], alone(model, contexts[0], rows[0][24:]), atol=1e-5)
+
+
+def test_layers_that_see_a_few_tokens_are_refused_by_any_name() -> None:
+    model = freeze(
+        GPTNeoForCausalLM(
+            GPTNeoConfig(
+                vocab_size=40,
+                hidden_size=8,
+                num_layers=2,
+                num_heads=1,
+                attention_types=[[["global", "local"], 1]],
+                window_size=8,
+                max_position_embeddings=64,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        )
+    )
+    with pytest.raises(LimbeckError, match="GPTNeoForCausalLM sees 8 tokens at a time"):
+        full_context(model)(several())
+
+
+def test_a_layer_with_a_memory_is_found_by_the_trial() -> None:
+    model = tiny_llms.build("llama")
+    run = model.model.layers[0].forward
+    model.model.layers[0].forward = lambda states, **named: run(states, **named) + states.cumsum(1)
+    with pytest.raises(LimbeckError, match="lets a text see the one before it"):
+        full_context(freeze(model))(several())
 
 
 def test_an_encoder_decoder_reads_one_query_per_row() -> None:

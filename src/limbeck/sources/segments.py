@@ -17,6 +17,8 @@ from limbeck.core.check import require
 
 ALONE = "give each text a row of its own"
 
+WINDOWS = ("sliding_window", "window_size", "attention_chunk_size", "attention_window_size")
+
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Relative to the largest number of a trial; half precisions: 0.02. What one text tells the next is above that."""
 
@@ -33,7 +35,8 @@ def apart(model: Any, segment: Tensor, mask: Tensor) -> dict[str, Tensor]:
         "position_ids" in inspect.signature(model.forward).parameters,
         f"{name} takes no position_ids, so it cannot read several texts in one row; {ALONE}",
     )
-    window, kernel = (getattr(model.config, name, None) for name in ("sliding_window", "_attn_implementation"))
+    window, kernel = narrowest(model.config), getattr(model.config, "_attn_implementation", None)
+    require(not getattr(model.config, "alibi", False), f"{name} adds positions to attention (ALiBi) by itself; {ALONE}")
     require(
         window is None or length <= window,
         f"{name} sees {window} tokens at a time, fewer than the {length} of several texts in a row; {ALONE}",
@@ -58,7 +61,13 @@ def _positions(segment: Tensor, mask: Tensor, index: Tensor) -> Tensor:
     begins[:, 1:] = segment[:, 1:] != segment[:, :-1]
     first = torch.where(begins, index, 0).cummax(1).values
     ahead = ((segment == 0) & mask.bool()).sum(1, keepdim=True)
-    return index - first + torch.where(segment > 0, ahead, 0)
+    return (index - first + torch.where(segment > 0, ahead, 0)).masked_fill(~mask.bool(), 0)
+
+
+def narrowest(config: Any) -> int | None:
+    """The fewest tokens that some layer sees at a time, by whichever name a family has for it; None without a limit."""
+    widths = (getattr(config, name, None) for name in WINDOWS)
+    return min((width for width in widths if isinstance(width, int)), default=None)
 
 
 @torch.no_grad()

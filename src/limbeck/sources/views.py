@@ -11,8 +11,8 @@ predicts query token i + 1. Encoder-decoder models read the context on the encod
 where the batch has them) and ``ids`` on the decoder side. A row may hold several queries, told apart by
 ``batch["segment"]`` (``sources.segments``): each then reads the context and itself alone.
 
-Everything is right-padded and padding between two pieces is
-closed (``pack``), so a row gives the same numbers whatever stands beside it, for any kind of positions.
+Everything is right-padded and padding between two pieces is closed (``pack``), so a row gives the same numbers whatever
+stands beside it, for any kind of positions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.check import require
 from limbeck.core.signals import Signals
 from limbeck.sources.readout import instead, output_layer, readout, reads_out
-from limbeck.sources.segments import apart
+from limbeck.sources.segments import apart, check_apart
 
 Enter = Literal["embeddings", "states"]
 
@@ -56,6 +56,7 @@ class View:
     context: Callable[[Batch], Context] = field(repr=False)
     enter: Enter = "embeddings"
     _tried: tuple[Any, bool] = field(default=(None, False), init=False, repr=False)
+    _apart: Any = field(default=None, init=False, repr=False)
 
     def __call__(self, batch: Batch) -> Signals:
         """Signals at the positions of the query, ``batch["ids"]``."""
@@ -75,6 +76,9 @@ class View:
         joined, mask, where = pack(context.vectors.to(query.dtype), context.mask, query, batch["mask"])
         inputs, length = {"inputs_embeds": joined, "attention_mask": mask.long()}, joined.shape[1]
         if "segment" in batch:
+            if self._apart is not self.model:  # once per model
+                check_apart(self.model)
+                self._apart = self.model
             everyone = torch.zeros(context.mask.shape, dtype=torch.long, device=mask.device)
             segment, _, _ = pack(everyone, context.mask, batch["segment"], batch["mask"])
             inputs |= apart(self.model, segment, mask)
