@@ -99,7 +99,7 @@ def test_what_was_spent(file):
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(b"not a database" * 100), "cannot be used .*not a database.*name another file"),
-        (lambda path: _run(path, "PRAGMA user_version = 9"), "expected replies in format 1, but the file has format 9"),
+        (lambda path: _run(path, "PRAGMA user_version = 9"), "expected replies in format 1, but the file has 9"),
         (lambda path: _run(path, "UPDATE replies SET reply = x'789c00'"), "the reply a is damaged"),
     ],
 )

@@ -125,9 +125,9 @@ def choices(reply: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
 def usage(reply: Mapping[str, Any]) -> Usage:
     """The tokens that a reply says it cost."""
     said = reply.get("usage")
-    read, wrote = (said.get(f"{part}_tokens") if isinstance(said, dict) else None for part in ("prompt", "completion"))
-    known = all(type(number) is int and number >= 0 for number in (read, wrote))
-    return Usage(read, wrote, True) if known else Usage()
+    numbers = [said.get(f"{part}_tokens") if isinstance(said, dict) else None for part in ("prompt", "completion")]
+    read, wrote = (number if type(number) is int and number >= 0 else -1 for number in numbers)
+    return Usage() if -1 in (read, wrote) else Usage(read, wrote, True)
 
 
 def _text(choice: Mapping[str, Any]) -> str:

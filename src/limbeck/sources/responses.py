@@ -59,20 +59,11 @@ class Spent(NamedTuple):
 
 
 class Responses:
-    """The file at ``path``, made when it is not there. Safe for threads and for several processes of one machine."""
+    """The file at ``path``, made when it is first needed. Safe for threads and for several processes of one machine."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._lock, self._pid = RLock(), -1
-        with self._transaction() as db:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            require(
-                version in (0, VERSION),
-                f"{path}: expected replies in format {VERSION}, but the file has format {version}; name another file",
-            )
-            for table in TABLES:
-                db.execute(table)
-            db.execute(f"PRAGMA user_version = {VERSION}")
 
     def find(self, key: str) -> dict[str, Any] | None:
         """The reply filed under ``key``, or None."""
@@ -139,9 +130,16 @@ class Responses:
         if self._pid != os.getpid():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
-            self._pid = os.getpid()
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            require(
+                version in (0, VERSION),
+                f"{self.path}: expected replies in format {VERSION}, but the file has {version}; name another file",
+            )
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # safe from kills; FULL waits 20 ms for the disk per reply
+            for table in (*TABLES, f"PRAGMA user_version = {VERSION}"):
+                self._db.execute(table)
+            self._pid = os.getpid()
         return self._db
 
     @contextmanager

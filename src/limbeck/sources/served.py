@@ -97,6 +97,14 @@ class Server:
         counts = {"kept": self._found, "failed": self.patience.failed}
         return {"model": self.model, **counts, "now": self._priced(self._paid), "in_all": self._priced(total)}
 
+    def receipt(self) -> str:
+        """The bill in one line."""
+        said = self.bill()
+        now, total = said["now"], said["in_all"]
+        words = f"{self.model}: {now['replies']} replies asked for, {said['kept']} from {self.responses.path}"
+        words += f"; {now['tokens_in']} tokens in and {now['tokens_out']} out"
+        return words + (f" cost {now['cost']:.4f}, {total['cost']:.4f} in all" if "cost" in now else "")
+
     def close(self) -> None:
         """Close connections and the file of replies."""
         self.wire.close()

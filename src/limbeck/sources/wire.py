@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from limbeck.core.check import LimbeckError, require
-from limbeck.core.models import first_line
+from limbeck.core.check import LimbeckError, first_line, require
 from limbeck.sources.replies import Fault, Request
 
 PATIENCE = 600.0  # seconds; a server that asks to wait longer is not waited for
