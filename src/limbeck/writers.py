@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from limbeck.core.check import one_of, require
 from limbeck.core.stage import freeze
 from limbeck.data.model_writer import Decode, Decoding, ModelWriter
-from limbeck.data.written import CHUNK, ROWS, Filter, Near, Prompt, Write, distinct, finished, put_together, write_down
+from limbeck.data.named import Listed, Names
+from limbeck.data.written import (
+    CHUNK,
+    ROWS,
+    Filter,
+    Near,
+    Prompt,
+    Text,
+    Write,
+    distinct,
+    finished,
+    put_together,
+    write_down,
+)
 from limbeck.data.written import length as fitting
+from limbeck.sources.replies import Request, echo_request, write_request
 from limbeck.sources.served import Server, Service
 from limbeck.sources.wire import is_url
 
 AT_ONCE = 16  # prompts that a model here writes for together
+T = TypeVar("T")
 SERVED_CHUNK = 512  # prompts; a server's replies are kept one by one, so a kill loses none of them
 
 
@@ -85,6 +100,54 @@ def written(
         put_together(prompts, out, filters, near if cfg.choose == "nearest" else None)
     wait()
     return out / ROWS
+
+
+def listed(
+    server: Server, texts: Iterable[tuple[Sequence[int], Sequence[int]]], names: Names, top: int
+) -> Iterator[Listed]:
+    """The likeliest ``top`` tokens at positions of texts, as the server says in the completions API (``echo``).
+
+    A text is its token ids by the student's tokenizer (that of ``names``) and the positions asked about; position p
+    predicts id p + 1. In the order of ``texts``, of which a few more are read than are given back.
+    """
+    sent: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
+
+    def requests() -> Iterator[Request]:
+        for number, text in enumerate(texts):
+            sent[number] = text
+            yield echo_request(server.model, [int(token) for token in text[0]], top)
+
+    for number, heard in ordered(server.answers(requests())):
+        ids, positions = sent.pop(number)
+        yield names.listed(ids, heard, positions)
+
+
+def spoken(
+    server: Server, prompts: Sequence[Text], names: Names, how: Decoding, top: int
+) -> Iterator[list[tuple[str, bool, Listed]]]:
+    """What a served teacher writes for every prompt, with its likeliest ``top`` tokens in each place (the chat API).
+
+    For every prompt its texts, whether each is finished, and a ``Listed`` whose first id is of no text (0, for the
+    prompt's last token), so that position p tells of the text's token p.
+    """
+    requests = (write_request(server.model, prompt, "chat", how.protocol(), top) for prompt in prompts)
+    for _, choices in ordered(server.answers(requests)):
+        found = []
+        for said, heard in choices:
+            ids = names.spoken(heard, said.text)
+            found.append((*said, names.listed([0, *ids], [None, *heard], range(len(ids)))))
+        yield found
+
+
+def ordered(pairs: Iterable[tuple[int, T]]) -> Iterator[tuple[int, T]]:
+    """Numbered things in the order of their numbers, which begin with 0; those that come early wait."""
+    waiting: dict[int, T] = {}
+    following = 0
+    for number, value in pairs:
+        waiting[number] = value
+        while following in waiting:
+            yield following, waiting.pop(following)
+            following += 1
 
 
 def usual_filters(cfg: Any, tokenizer: Any, most: int) -> list[Filter]:

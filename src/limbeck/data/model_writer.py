@@ -69,7 +69,9 @@ class ModelWriter:
         self.seq2seq = bool(model.config.is_encoder_decoder)
         parts = (model.generation_config, model.config, tokenizer)
         named = [getattr(part, "eos_token_id", None) for part in parts]
-        self.ends = sorted({int(end) for ends in named for end in np.atleast_1d([] if ends is None else ends)})
+        ends = {int(end) for ends in named for end in np.atleast_1d([] if ends is None else ends)}
+        marks = [tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in how.stop]
+        self.ends = sorted(ends | {mark[0] for mark in marks if len(mark) == 1})  # beams stop at tokens alone
 
     def __call__(self, prompts: Sequence[Text], number: int) -> list[list[tuple[str, bool]]]:
         """Texts for every prompt of chunk ``number``; prompts of like length share a batch."""

@@ -118,7 +118,8 @@ def choices(reply: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
     found = _field(reply, "choices", list, "choices")
     numbers = [choice.get("index", 0) if isinstance(choice, dict) else None for choice in found]
     if sorted(map(str, numbers)) != sorted(map(str, range(count))):
-        raise Fault(f"expected {count} choices, but got {len(found)} (numbered {numbers})", untrue=True)
+        hint = "; not every server knows how to give several, ask for one" if count > 1 else ""
+        raise Fault(f"expected {count} choices, but got {len(found)} (numbered {numbers}){hint}", untrue=True)
     return [choice for _, choice in sorted(zip(numbers, found, strict=True), key=lambda pair: pair[0] or 0)]
 
 

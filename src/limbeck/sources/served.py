@@ -178,7 +178,9 @@ class Server:
 
     def _only_model(self) -> str:
         """The name of the model that the server lists, if it is one."""
-        names = self.patience.until_answered(self.wire.models, "list its models", Event(), attempts=3)
+        names = self.patience.until_answered(
+            self.wire.models, "list its models, which --served-model spares it", Event(), attempts=3
+        )
         shown = ", ".join(names[:8]) or "none"
         require(len(names) == 1, f"{self.url} lists the models {shown}; name one with --served-model")
         return names[0]

@@ -75,7 +75,7 @@ class Wire:
 
     def _refusal(self, error: Any) -> Exception:
         """A refusal that passes is a ``Fault``, any other stops the run."""
-        status, said = error.status_code, first_line(error)[:200]
+        status, said = error.status_code, " ".join(error.response.text.split())[:200] or "it says no more"
         seconds = retry_after(error.response.headers)
         if seconds is not None and seconds > PATIENCE:
             return LimbeckError(f"{self.url} asks to wait {seconds:.0f} s ({said}); start the same command again then")

@@ -65,7 +65,7 @@ class Config(Writing, Run):
     data: str | None = None
     """jsonl with prompt or messages, or text (jsonl, txt, parquet, folder, Hub id); by default tasks of the atlas."""
     prompts: int | None = None
-    """How many prompts are taken, the first ones; None: all, of the atlas 400."""
+    """How many prompts are taken, the first ones; None: all, of the atlas 300."""
     prompt_length: int = 32
     """Tokens at the beginning of running text that are a prompt; a choice."""
     steps: int = 200
@@ -175,7 +175,7 @@ def prompts_of(cfg: Config, tokenizer: Any) -> list[Prompt]:
     if cfg.data is not None:
         return read_prompts(cfg.data, tokenizer, cfg.prompt_length)[: cfg.prompts]
     episodes = Episodes(TaskPool(partition("held_out_task", test_tasks=1).train), SHOTS, cfg.seed)
-    return [_shown(episodes[number]) for number in range(cfg.prompts or 400)]
+    return [_shown(episodes[number]) for number in range(cfg.prompts or 300)]
 
 
 def _shown(episode: Episode) -> Prompt:
