@@ -212,7 +212,9 @@ def test_a_server_of_several_models_asks_for_a_name(tmp_path):
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(LimbeckError, match=r"127.0.0.1:9/v1: the connection failed.*after 3 attempts to list its models, wh"):
+    with pytest.raises(
+        LimbeckError, match=r"127.0.0.1:9/v1: the connection failed.*after 3 attempts to list its models, wh"
+    ):
         Server("http://127.0.0.1:9", Service(timeout=2), tmp_path / "r.sqlite")
 
 
