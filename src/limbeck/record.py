@@ -17,7 +17,10 @@ from limbeck.core.check import LimbeckError, require
 from limbeck.core.save import read_json
 
 RECORD = "run.json"
-FREE = ("out", "device", "save_every", "tracker")  # what a resumed run may change: none of them moves a number
+FREE = (  # what a resumed run may change: none of them moves a number
+    *("out", "device", "save_every", "tracker"),
+    *("key_env", "concurrency", "timeout", "attempts", "price", "responses"),  # of a served teacher
+)
 WRITTEN = ("config.json", "model.safetensors", "tokenizer.json", "metrics.json", "README.md", "report.html")
 PACKAGES = ("limbeck", "torch", "transformers", "tokenizers", "accelerate", "numpy")
 

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 from limbeck.core.batch import IGNORE, Batch, next_token_batch
 from limbeck.data.packing import packed_batches, row
 from limbeck.methods.encoders import minilm
-from limbeck.methods.language_models import distill, taid
+from limbeck.methods.language_models import distill, seqkd, taid
 from limbeck.methods.multilingual import romanian_multi_teacher, vocab_trim
 from limbeck.students.adapters import with_lora
 from limbeck.students.layers import keep_layers
@@ -81,6 +81,14 @@ def distill_stage(seed: int, adapters: int = 0, packed: bool = False, **settings
     return stage
 
 
+def seqkd_stage(seed: int):
+    torch.manual_seed(seed)
+    student = llama(width=8, layers=1)
+    stream = [next_token_batch(*batch) for batch in ids_and_mask(seed)]
+    (stage,) = stages_of(seqkd, lambda: seqkd.learn(student, stream, seqkd.Config(steps=8, seed=seed)))
+    return stage
+
+
 def minilm_stage(seed: int, **settings):
     torch.manual_seed(seed)
     student, teacher = bert(width=8, layers=1).bert, outspoken(bert()).bert
@@ -122,6 +130,7 @@ CASES = [
     Case("taid", taid_stage),
     Case("taid with a hard loss", lambda seed: taid_stage(seed, hard=0.5)),
     Case("taid against reverse kl", lambda seed: taid_stage(seed, objective="reverse_kl")),
+    Case("seqkd", seqkd_stage),
     Case("minilm", minilm_stage),
     Case("minilm version 2", lambda seed: minilm_stage(seed, version=2, relation_heads=4)),
     Case("romanian_multi_teacher", romanian_stage),

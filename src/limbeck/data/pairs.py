@@ -147,10 +147,13 @@ def _prompt(row: dict[str, Any], tokenizer: Any, where: str) -> list[int]:
 
 
 def _completion(row: dict[str, Any], tokenizer: Any, length: int, where: str) -> list[int]:
-    """The completion and the end of the text, short enough for at least one token to stand before them."""
+    """The completion and the end of the text, short enough for at least one token to stand before them.
+
+    A row whose ``finished`` is false has no end: whoever wrote it was cut (``data.written``).
+    """
     text, end = field(row, "completion", str, where), tokenizer.eos_token_id
     require(text.strip(), f"{where}: the completion is empty, so there is nothing to learn; remove the row")
-    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None else [end])]
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *([] if end is None or row.get("finished") is False else [end])]
     require(
         len(ids) < length,
         f"{where}: the completion has {len(ids)} tokens, no room for a prompt in rows of {length}; raise --length or "

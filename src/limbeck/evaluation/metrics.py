@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,6 +37,26 @@ def macro_f1(predictions: Sequence[str], gold: Sequence[str]) -> float:
 def task_score(kind: str, predictions: Sequence[str], gold: Sequence[str]) -> float:
     """A task's score as MetaICL has it: macro-F1 for classification, accuracy otherwise."""
     return (macro_f1 if kind == "classification" else accuracy)(predictions, gold)
+
+
+def sentence_bleu(text: str, reference: str, order: int = 4) -> float:
+    """BLEU of one sentence, from 0 to 1: matched n-grams of up to ``order`` words, short texts punished.
+
+    Counts beyond single words are raised by one (Lin and Och, 2004, ORANGE), so that of two texts without a four-gram
+    in common one can still be nearer. Words are what space parts.
+    """
+    words, wanted = text.split(), reference.split()
+    if not words or not wanted:
+        return 0.0
+    logs = 0.0
+    for n in range(1, order + 1):
+        ours, theirs = (Counter(zip(*(w[i:] for i in range(n)), strict=False)) for w in (words, wanted))
+        raised = int(n > 1)
+        matched, count = (ours & theirs).total() + raised, ours.total() + raised
+        if not matched:
+            return 0.0
+        logs += math.log(matched / count)
+    return math.exp(logs / order + min(0.0, 1 - len(wanted) / len(words)))
 
 
 class SettingScore(NamedTuple):
