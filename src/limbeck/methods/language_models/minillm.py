@@ -92,7 +92,7 @@ class Config(Run):
     """Tokens that the student writes at most; released code: 512 less the prompt."""
     sft_steps: int = 100
     """Steps of ordinary fine-tuning before; the paper starts from a fine-tuned student. 0: yours already is."""
-    steps: int = 200
+    steps: int = 120
     """Optimizer steps; a choice that suits the atlas (released scripts: 5000)."""
     batch: int = 8
     """Rows per batch; released code: 8 per GPU."""

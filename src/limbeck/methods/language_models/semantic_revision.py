@@ -89,7 +89,7 @@ class Config(Run):
     """Tokens that the student writes at most; a choice."""
     sft_steps: int = 100
     """Steps of ordinary fine-tuning before; the paper starts from a fine-tuned student. 0: yours already is."""
-    steps: int = 200
+    steps: int = 120
     """Optimizer steps; a choice that suits the atlas."""
     batch: int = 8
     """Rows per batch; a choice."""
