@@ -1,13 +1,13 @@
 """Correction and re-generation (SCRG) against plain on-policy text, with the loss held equal; and the whole method.
 
-Characters of tiny Shakespeare, one Llama teacher, a student of one layer that starts from a short fine-tuning of its own.
-Prompts are 32 characters, texts 32 more. Every arm gets the same start, prompts, steps, batches and learning rate. Half
-of the batches are the data's text, half the student's: as it wrote it, corrected once, or, because a correction writes
-about half of a text again, as it wrote it but in three quarters of the batches. All are trained by forward KL; the last
-arm adds the other two losses of the paper.
+Characters of tiny Shakespeare, one Llama teacher, a student of one layer that starts from a short fine-tuning of its
+own. Prompts are 32 characters, texts 32 more. Every arm gets the same start, prompts, steps, batches and learning rate.
+Half of the batches are the data's text, half the student's: as it wrote it, corrected once, or, because a correction
+writes about half of a text again, as it wrote it but in three quarters of the batches. All are trained by forward KL;
+the last arm adds the other two losses of the paper.
 
-Two things are asked. Is a corrected text better by the teacher's own measure, and no poorer in words? And does a student
-that was trained on corrected texts write texts that the teacher finds likelier?
+Two things are asked. Is a corrected text better by the teacher's own measure, and no poorer in words? And does a
+student that was trained on corrected texts write texts that the teacher finds likelier?
 """
 
 from __future__ import annotations
@@ -85,14 +85,8 @@ def corrections(student: nn.Module, teacher: nn.Module, held: list[Batch], seed:
 
 def one(arm: str, start: nn.Module, teacher: nn.Module, stream: Batches, tokenizer: Any, held: list, seed: int) -> dict:
     student = deepcopy(start)
-    cfg = Config(
-        seed=seed,
-        sft_steps=0,
-        new_tokens=SETTING["written"],
-        batch=SETTING["batch"],
-        **SETTING["distillation"],
-        **ARMS[arm],
-    )
+    sizes = {"new_tokens": SETTING["written"], "batch": SETTING["batch"], **SETTING["distillation"]}
+    cfg = Config(seed=seed, sft_steps=0, **sizes, **ARMS[arm])
     said = semantic_revision(student, teacher, stream, tokenizer, cfg, ends=[])
     found = measure(distill_step(model_source(student), model_source(teacher), agreement()), held)
     own = texts(student, held, seed)

@@ -1,11 +1,11 @@
 """Teacher hacking: one fixed set of the teacher's texts against texts that are new at every visit.
 
-Characters of tiny Shakespeare. The oracle is a Llama that was trained on them for longest; teacher and student get a short
-training of their own and are then fine-tuned on the oracle's texts, the teacher on few of them, so that it is an
+Characters of tiny Shakespeare. The oracle is a Llama that was trained on them for longest; teacher and student get a
+short training of their own and are then fine-tuned on a few of the oracle's texts, so that the teacher is an
 imperfect copy with errors of its own. The student is large for its data, as the effect needs. All arms have the same
-start, teacher, prompts, steps, batches and learning rate, and differ in how many texts of the teacher's each prompt has:
-one that comes back at every pass, five, or as many as there are passes, so that every visit is a new text. The teacher
-does not change, so the last is online distillation from the teacher, written beforehand.
+start, teacher, prompts, steps, batches and learning rate, and differ in how many texts of the teacher's each prompt
+has: one that comes back at every pass, five, or as many as there are passes, so that every visit is a new text. The
+teacher does not change, so the last is online distillation from the teacher, written beforehand.
 """
 
 from __future__ import annotations
@@ -43,12 +43,8 @@ def prompts_for(text: str, tokenizer: Any, seed: int) -> Prompts:
     """Different prompts in three parts."""
     sizes = SETTING["prompts"]
     stream = prompt_batches([text], tokenizer, SETTING["length"], 64, seed, SETTING["written"])
-    rows = {
-        tuple(row.prompt): Row(row.prompt, [])
-        for i in range(sum(sizes.values()) // 32)
-        for row in rows_of(stream.at(i))
-    }
-    found, one = list(rows.values()), sizes["oracle"]
+    drawn = (row for i in range(sum(sizes.values()) // 32) for row in rows_of(stream.at(i)))
+    found, one = list({tuple(row.prompt): Row(row.prompt, []) for row in drawn}.values()), sizes["oracle"]
     two = one + sizes["student"]
     return Prompts(found[:one], found[one:two], found[two : two + sizes["validation"]])
 
