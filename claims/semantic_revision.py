@@ -27,7 +27,7 @@ from limbeck.core.stage import distill_step, freeze
 from limbeck.core.terms import Clock
 from limbeck.data.prompts import prompt_batches
 from limbeck.data.revise import Corrected
-from limbeck.data.rows import Row, batch_of, rows_of
+from limbeck.data.samples import Sample, batch_of, samples_of
 from limbeck.data.stream import Batches, lm_batches
 from limbeck.data.writer import Sampling, Writer
 from limbeck.methods.language_models.on_policy import agreement
@@ -55,23 +55,23 @@ ARMS = {
 }
 
 
-def distinct(rows: list[Row]) -> float:
+def distinct(rows: list[Sample]) -> float:
     """Share of different pairs of neighbouring tokens among all pairs."""
     pairs = [pair for row in rows for pair in zip(row.completion, row.completion[1:], strict=False)]
     return len(set(pairs)) / max(1, len(pairs))
 
 
-def nll(reader: nn.Module, rows: list[Row]) -> float:
+def nll(reader: nn.Module, rows: list[Sample]) -> float:
     """Negative log-likelihood per token of what was written."""
     says, goal = model_source(reader), hard()
     batches = [batch_of(rows[i : i + 64]) for i in range(0, len(rows), 64)]
     return measure(lambda b, _: goal(says(b), Signals(), b, Clock(0, 1)), batches)["hard"]
 
 
-def texts(student: nn.Module, held: list[Batch], seed: int) -> list[Row]:
+def texts(student: nn.Module, held: list[Batch], seed: int) -> list[Sample]:
     """What the student writes after the held-out prompts."""
     write = Writer(student, Sampling(SETTING["written"]), ends=[])
-    return [row for i, batch in enumerate(held) for row in write(rows_of(batch), 1000 * seed + i)]
+    return [row for i, batch in enumerate(held) for row in write(samples_of(batch), 1000 * seed + i)]
 
 
 def corrections(student: nn.Module, teacher: nn.Module, held: list[Batch], seed: int) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def main() -> None:
     found = checks(rows, before, means)
     result = {
         "claim": "Correcting the student's text beats plain on-policy text",
-        "setting": SETTING | {"teacher_nll": round(nll(teacher, [row for b in held for row in rows_of(b)]), 4)},
+        "setting": SETTING | {"teacher_nll": round(nll(teacher, [row for b in held for row in samples_of(b)]), 4)},
         "rows": [*before, *rows],
     }
     texts_before = summary(before)

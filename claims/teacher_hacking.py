@@ -19,7 +19,7 @@ from taid import model, train
 from torch import nn
 
 from limbeck.data.prompts import prompt_batches
-from limbeck.data.rows import Row, rows_of
+from limbeck.data.samples import Sample, samples_of
 from limbeck.data.stream import lm_batches
 from limbeck.methods.language_models.teacher_hacking import Config, Prompts, teacher_hacking
 
@@ -43,8 +43,8 @@ def prompts_for(text: str, tokenizer: Any, seed: int) -> Prompts:
     """Different prompts in three parts."""
     sizes = SETTING["prompts"]
     stream = prompt_batches([text], tokenizer, SETTING["length"], 64, seed, SETTING["written"])
-    drawn = (row for i in range(sum(sizes.values()) // 32) for row in rows_of(stream.at(i)))
-    found, one = list({tuple(row.prompt): Row(row.prompt, []) for row in drawn}.values()), sizes["oracle"]
+    drawn = (row for i in range(sum(sizes.values()) // 32) for row in samples_of(stream.at(i)))
+    found, one = list({tuple(row.prompt): Sample(row.prompt, []) for row in drawn}.values()), sizes["oracle"]
     two = one + sizes["student"]
     return Prompts(found[:one], found[one:two], found[two : two + sizes["validation"]])
 

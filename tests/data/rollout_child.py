@@ -18,7 +18,7 @@ from limbeck.core.save import save_tensors
 from limbeck.core.stage import Optim, Stage, distill_step
 from limbeck.data.policies import Adaptive, Share
 from limbeck.data.rollout import Reused, Rollout
-from limbeck.data.rows import Row, batch_of
+from limbeck.data.samples import Sample, batch_of
 from limbeck.data.writer import Sampling, Writer
 from limbeck.objectives.tokens import soft
 from limbeck.sources.model import model_source
@@ -29,7 +29,7 @@ STEPS = 5
 def stage(kept: bool, accumulate: int = 1, after: tuple[Callable, ...] = ()) -> Stage:
     """A share of fresh text; or, with ``kept``, replayed text in batches that are used again."""
     student, teacher = build("gpt2"), build("gpt2", seed=3)
-    rows = [Row([4 + i, 5 + i], [6, 7 + i, 1]) for i in range(12)]
+    rows = [Sample([4 + i, 5 + i], [6, 7 + i, 1]) for i in range(12)]
     stream = [batch_of(rows[i : i + 2]) for i in range(0, 12, 2)]
     policy: Any = Adaptive(lambda: 0.0, 1, capacity=3, start=1.0, replay="constant") if kept else Share(0.6)
     mixed: Any = Rollout(stream, Writer(student, Sampling(4)), policy, 1)

@@ -3,12 +3,12 @@
 import torch
 
 from limbeck.data.compose import Beside, Mapped, beside
-from limbeck.data.rows import Row, batch_of
+from limbeck.data.samples import Sample, batch_of
 from limbeck.data.stream import Batches
 
 
 def plain(start: int, seed: int) -> Batches:
-    return Batches([Row([start + i], [i]) for i in range(6)], batch_of, 2, seed)
+    return Batches([Sample([start + i], [i]) for i in range(6)], batch_of, 2, seed)
 
 
 def ids(batches) -> list:

@@ -7,7 +7,7 @@ from tiny_llms import tokenizer
 
 from limbeck.core.check import LimbeckError
 from limbeck.data.prompts import prompt_batches
-from limbeck.data.rows import Row, rows_of
+from limbeck.data.samples import Sample, samples_of
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def pairs(tmp_path):
 
 def test_pairs_are_read_as_they_are(pairs):
     reads = tokenizer()
-    rows = rows_of(prompt_batches(pairs, reads, 12, 4, seed=0).take(1)[0])
+    rows = samples_of(prompt_batches(pairs, reads, 12, 4, seed=0).take(1)[0])
     texts = {(reads.decode(row.prompt), reads.decode(row.completion)) for row in rows}
     assert ("good two", " two film</s>") in texts
     assert len(texts) == 4
@@ -28,7 +28,7 @@ def test_pairs_are_read_as_they_are(pairs):
 
 def test_an_encoder_decoder_reads_the_prompt_and_writes_the_completion(pairs):
     reads = tokenizer()
-    for row in rows_of(prompt_batches(pairs, reads, 12, 4, start=0).take(1)[0]):
+    for row in samples_of(prompt_batches(pairs, reads, 12, 4, start=0).take(1)[0]):
         assert row.prompt == [0]
         assert reads.decode(row.source).startswith("good ")
         assert reads.decode(row.completion).endswith(" film</s>")
@@ -38,12 +38,12 @@ def test_running_text_is_cut_in_two_and_a_completion_stops_at_the_end_of_its_tex
     reads, texts = tokenizer(), ["good bad fine poor film", "one two three"]
     ids = [token for text in texts for token in [*reads(text)["input_ids"], 1]]
     stream = prompt_batches(texts, reads, 5, 1, completion=3)
-    assert set(map(str, (rows_of(stream.at(i))[0] for i in range(2)))) == {
-        str(Row(ids[0:2], ids[2:5])),
-        str(Row(ids[5:7], ids[7:10])),
+    assert set(map(str, (samples_of(stream.at(i))[0] for i in range(2)))) == {
+        str(Sample(ids[0:2], ids[2:5])),
+        str(Sample(ids[5:7], ids[7:10])),
     }
     ended = prompt_batches(texts, reads, 7, 1, completion=4)
-    assert rows_of(ended.at(0)) == [Row(ids[:3], ids[3:6])]
+    assert samples_of(ended.at(0)) == [Sample(ids[:3], ids[3:6])]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from tiny_llms import build
 
 from limbeck.core.check import LimbeckError
 from limbeck.data.revise import Corrected, worst_token
-from limbeck.data.rows import Row
+from limbeck.data.samples import Sample
 from limbeck.data.writer import Sampling, Writer
 from limbeck.sources.model import model_source
 
@@ -40,7 +40,7 @@ def test_a_text_that_the_teacher_would_have_written_has_no_worst_token():
     assert worst_token(torch.zeros(6, 5), teacher, teacher.argmax(-1)) is None
 
 
-def logits(model, row: Row) -> list[list[float]]:
+def logits(model, row: Sample) -> list[list[float]]:
     """Of every token of the completion, the logits that predict it."""
     ids = torch.tensor([row.prompt + row.completion])
     with torch.no_grad():
@@ -51,10 +51,10 @@ def logits(model, row: Row) -> list[list[float]]:
     return said[len(row.prompt) - 1 : -1].tolist()
 
 
-def prompts(kind: str) -> list[Row]:
+def prompts(kind: str) -> list[Sample]:
     if kind == "t5":
-        return [Row([0], [], [5, 6, 7]), Row([0], [], [8, 9]), Row([0], [], [4])]
-    return [Row([5, 6, 7], []), Row([8, 9], []), Row([4], [])]
+        return [Sample([0], [], [5, 6, 7]), Sample([0], [], [8, 9]), Sample([0], [], [4])]
+    return [Sample([5, 6, 7], []), Sample([8, 9], []), Sample([4], [])]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
@@ -71,7 +71,7 @@ def test_rows_are_corrected_at_their_worst_token_and_written_on(kind):
         if token == 1:
             assert new.completion == prefix
         else:
-            begun = Row(row.prompt + prefix, [], row.source)
+            begun = Sample(row.prompt + prefix, [], row.source)
             (rest,) = write([begun], 0, [7 - len(prefix)])
             assert new.completion == prefix + rest.completion
 

@@ -12,20 +12,20 @@ from limbeck.core.stage import Stateful
 from limbeck.core.terms import Clock
 from limbeck.data.policies import Adaptive, Share
 from limbeck.data.rollout import Reused, Rollout
-from limbeck.data.rows import Row, batch_of, rows_of
+from limbeck.data.samples import Sample, batch_of, samples_of
 from limbeck.data.stream import Batches
 from limbeck.data.writer import Sampling, Writer
 
-DATA = [Row([4 + i, 5 + i], [6, 7 + i, 1]) for i in range(12)]
+DATA = [Sample([4 + i, 5 + i], [6, 7 + i, 1]) for i in range(12)]
 
 
 def stream(seed: int = 0) -> Batches:
     return Batches(DATA, batch_of, 4, seed)
 
 
-def parrot(rows: list[Row], seed: int) -> list[Row]:
+def parrot(rows: list[Sample], seed: int) -> list[Sample]:
     """A writer whose text tells seed and prompt."""
-    return [Row(row.prompt, [seed % 50 + 2, row.prompt[0]], row.source, row.notes) for row in rows]
+    return [Sample(row.prompt, [seed % 50 + 2, row.prompt[0]], row.source, row.notes) for row in rows]
 
 
 def take(stream, number: int) -> list:
@@ -52,9 +52,9 @@ def test_the_share_decides_batch_by_batch_whose_text_it_is():
     assert 40 < sum(ours) < 80
     assert mixed.given == {"data": 200 - sum(ours), "written": sum(ours), "replayed": 0}
     for batch, plain, own in zip(batches, stream().take(200), ours, strict=True):
-        assert [row.prompt for row in rows_of(batch)] == [row.prompt for row in rows_of(plain)]
+        assert [row.prompt for row in samples_of(batch)] == [row.prompt for row in samples_of(plain)]
         if own:
-            assert [r.completion[1] for r in rows_of(batch)] == [r.prompt[0] for r in rows_of(plain)]
+            assert [r.completion[1] for r in samples_of(batch)] == [r.prompt[0] for r in samples_of(plain)]
         else:
             assert torch.equal(batch["reference"], plain["answer"])
             assert equal([{k: batch[k] for k in plain}], [plain])
@@ -80,11 +80,11 @@ def test_a_batch_depends_on_the_weights_of_its_moment_and_on_its_number():
 
 def test_what_was_written_is_revised_before_it_is_used_and_kept():
     def doubled(rows, seed):
-        return [Row(row.prompt, row.completion * 2) for row in rows]
+        return [Sample(row.prompt, row.completion * 2) for row in rows]
 
     policy = Adaptive(lambda: 0.0, 1, capacity=8, start=1.0)
     mixed = Rollout(stream(), parrot, policy, revise=doubled)
-    assert all(len(row.completion) == 4 for row in rows_of(take(mixed, 1)[0]))
+    assert all(len(row.completion) == 4 for row in samples_of(take(mixed, 1)[0]))
     assert all(len(row.completion) == 4 for row in mixed.kept)
 
 
@@ -102,7 +102,7 @@ def test_stopped_and_resumed_is_the_same(policy):
 
 
 def test_prompts_alone_can_only_be_written():
-    prompts = Batches([Row(row.prompt, []) for row in DATA], batch_of, 4)
+    prompts = Batches([Sample(row.prompt, []) for row in DATA], batch_of, 4)
     assert all(batch["answer"].any(1).all() for batch in take(Rollout(prompts, parrot, Share(1.0)), 3))
     with pytest.raises(LimbeckError, match="prompts without completions"):
         take(Rollout(prompts, parrot, Share(0.0)), 1)
@@ -150,10 +150,10 @@ def test_the_buffer_holds_the_newest_rows_and_gives_no_row_twice():
     policy = Adaptive(lambda: 0.0, period=1000, capacity=10, start=1.0)
     mixed = Rollout(stream(), parrot, policy)
     batches = take(mixed, 3)
-    newest = [row for batch in batches for row in rows_of(batch)][-10:]
+    newest = [row for batch in batches for row in samples_of(batch)][-10:]
     assert mixed.kept == newest
     policy.fraction = 1.0
-    again = rows_of(take(mixed, 1)[0])
+    again = samples_of(take(mixed, 1)[0])
     assert mixed.given == {"data": 0, "written": 3, "replayed": 1}
     assert mixed.kept == newest, "replaying keeps nothing new"
     assert all(row in newest for row in again)

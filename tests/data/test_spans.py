@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from limbeck.core.check import LimbeckError
-from limbeck.data.rows import Row, batch_of
+from limbeck.data.samples import Sample, batch_of
 from limbeck.data.spans import Neighbours, phrases
 
 
@@ -31,7 +31,7 @@ def test_tokens_belong_to_the_phrase_of_their_first_letter():
 def test_pairs_are_positions_that_predict_two_tokens_of_one_phrase():
     reads = tokenizer()
     prompt, one, two = (reads(text)["input_ids"] for text in ("one two", " good film, bad book", " good"))
-    batch = Neighbours(reads)(batch_of([Row(prompt, [*one, 1]), Row(prompt, [*two, 1])]))
+    batch = Neighbours(reads)(batch_of([Sample(prompt, [*one, 1]), Sample(prompt, [*two, 1])]))
     # tokens 2.. of the row are predicted at positions 1..: good film | , | bad book | end
     assert batch["pairs"].tolist() == [[False, True, False, False, True, False, False, False], [False] * 8]
     assert batch["pairs"].dtype == torch.bool

@@ -7,7 +7,9 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 
 from limbeck.core.batch import IGNORE, Batch, next_token_batch
 from limbeck.data.packing import packed_batches, row
-from limbeck.data.rows import Row
+from limbeck.data.samples import Sample
+from limbeck.methods.encoders import minilm
+from limbeck.methods.language_models import distill, distillm, gkd, minillm, semantic_revision, taid, teacher_hacking
 from limbeck.methods.encoders import minilm
 from limbeck.methods.language_models import distill, distillm, gkd, minillm, semantic_revision, taid, teacher_hacking
 from limbeck.methods.multilingual import romanian_multi_teacher, vocab_trim
@@ -129,7 +131,7 @@ def on_policy_stage(seed: int, module, *more, **settings):
 
 def hacking_stage(seed: int, **settings):
     torch.manual_seed(seed)
-    rows = [Row(ids[0, :3].tolist(), []) for ids, _ in ids_and_mask(seed)]
+    rows = [Sample(ids[0, :3].tolist(), []) for ids, _ in ids_and_mask(seed)]
     parts = teacher_hacking.Prompts(rows[:3], rows[3:8], rows[8:])
     cfg = teacher_hacking.Config(steps=8, seed=seed, new_tokens=5, look_every=2, responses=2, **settings)
     models = llama(width=8, layers=1), outspoken(llama()), outspoken(llama())

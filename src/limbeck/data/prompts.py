@@ -10,7 +10,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.check import require
 from limbeck.data.pairs import Pair, has_pairs, read_pairs
 from limbeck.data.read import read_text
-from limbeck.data.rows import Row, batch_of
+from limbeck.data.samples import Sample, batch_of
 from limbeck.data.stream import Batches, packed
 
 
@@ -36,8 +36,8 @@ def prompt_batches(
 
     def collate(pairs: list[Pair]) -> Batch:
         if start is None:
-            return batch_of([Row(*pair) for pair in pairs])
-        return batch_of([Row([start], pair.completion, pair.prompt) for pair in pairs])
+            return batch_of([Sample(*pair) for pair in pairs])
+        return batch_of([Sample([start], pair.completion, pair.prompt) for pair in pairs])
 
     return Batches(pairs, collate, batch, seed)
 

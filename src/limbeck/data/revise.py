@@ -16,7 +16,7 @@ from torch import Tensor
 from limbeck.core.batch import to_device
 from limbeck.core.check import require
 from limbeck.core.signals import Source
-from limbeck.data.rows import Row, batch_of
+from limbeck.data.samples import Sample, batch_of
 from limbeck.data.writer import Writer, silent
 from limbeck.losses.divergence import forward_kl
 
@@ -33,13 +33,13 @@ class Corrected:
         require(times >= 1, f"SCRG: expected at least one correction, but got {times}")
         self.student, self.teacher, self.write, self.times = student, teacher, write, times
 
-    def __call__(self, rows: list[Row], seed: int) -> list[Row]:
+    def __call__(self, rows: list[Sample], seed: int) -> list[Sample]:
         """The rows with corrected completions."""
         for turn in range(self.times):
             rows = self._once(rows, seed + turn)
         return rows
 
-    def _once(self, rows: list[Row], seed: int) -> list[Row]:
+    def _once(self, rows: list[Sample], seed: int) -> list[Sample]:
         begun = [row if fix is None else _begun(row, *fix) for row, fix in zip(rows, self.faults(rows), strict=True)]
         rooms = [self._room(new) if new is not old else 0 for new, old in zip(begun, rows, strict=True)]
         asked = [replace(row, prompt=row.prompt + row.completion) for row in begun]
@@ -48,12 +48,12 @@ class Corrected:
             for row, more in zip(begun, self.write(asked, seed, rooms), strict=True)
         ]
 
-    def _room(self, row: Row) -> int:
+    def _room(self, row: Sample) -> int:
         if row.completion[-1] in self.write.ends:
             return 0
         return max(0, self.write.sampling.new_tokens - len(row.completion))
 
-    def faults(self, rows: Sequence[Row]) -> list[tuple[int, int] | None]:
+    def faults(self, rows: Sequence[Sample]) -> list[tuple[int, int] | None]:
         """Of every row the place of its worst token in the completion and the teacher's token there, or None."""
         batch = to_device(batch_of(rows), next(self.write.model.parameters()).device)
         with silent(self.write.model):
@@ -82,5 +82,5 @@ def worst_token(student: Tensor, teacher: Tensor, written: Tensor) -> tuple[int,
     return place, int(wanted[place])
 
 
-def _begun(row: Row, place: int, token: int) -> Row:
+def _begun(row: Sample, place: int, token: int) -> Sample:
     return replace(row, completion=[*row.completion[:place], token])

@@ -24,18 +24,18 @@ from limbeck.core.batch import Batch
 from limbeck.core.check import require
 from limbeck.core.feed import Feed
 from limbeck.data.policies import Policy, Share
-from limbeck.data.rows import Row, batch_of, rows_of
+from limbeck.data.samples import Sample, batch_of, samples_of
 
-Write = Callable[[list[Row], int], list[Row]]
+Write = Callable[[list[Sample], int], list[Sample]]
 """Rows and a seed -> the same prompts with completions by a model."""
 
 
 class Rollout:
     """An endless, resumable stream of batches, some of them with text by the student.
 
-    ``stream`` gives batches as ``data.rows.rows_of`` reads them; a stream of prompts alone is one without supervised
-    tokens. ``write`` is a ``Writer`` or another function that completes rows, ``revise`` one that changes what was
-    written before it is used or kept (corrections, log-probabilities to note).
+    ``stream`` gives batches as ``samples_of`` reads them; a stream of prompts alone is one without supervised tokens.
+    ``write`` is a ``Writer`` or another function that completes samples, ``revise`` one that changes what was written
+    before it is used or kept (corrections, log-probabilities to note).
 
     Every batch gets one more mask, ``reference`` b t: ``answer`` where the text is the data's own, false where the
     student wrote it. The ordinary loss of a token belongs there (``hard(on="reference")``): on the student's own text
@@ -52,7 +52,7 @@ class Rollout:
     ) -> None:
         self.write, self.policy, self.seed, self.revise = write, policy or Share(1.0), seed, revise
         self.position = 0
-        self.kept: list[Row] = []
+        self.kept: list[Sample] = []
         self.given: dict[str, int] = dict.fromkeys(("data", "written", "replayed"), 0)
         self._feed = Feed(stream)
 
@@ -70,16 +70,16 @@ class Rollout:
         self.given[act] += 1
         if act == "data":
             require(
-                batch["answer"].any(1).all(),
+                batch["answer"].any(),
                 "the stream gives prompts without completions, so every text must be the student's own; give the data "
                 "completions, or train on-policy alone",
             )
             return batch | {"reference": batch["answer"].bool()}
-        rows = rows_of(batch)
+        rows = samples_of(batch)
         made = batch_of(self._written(rows, rng) if act == "written" else self._replayed(len(rows), rng))
         return made | {"reference": torch.zeros_like(made["answer"])}
 
-    def _written(self, rows: list[Row], rng: np.random.Generator) -> list[Row]:
+    def _written(self, rows: list[Sample], rng: np.random.Generator) -> list[Sample]:
         seeds = rng.integers(2**63, size=2).tolist()
         rows = self.write(rows, seeds[0])
         rows = rows if self.revise is None else self.revise(rows, seeds[1])
@@ -87,7 +87,7 @@ class Rollout:
             self.kept = [*self.kept, *rows][-self.policy.capacity :]
         return rows
 
-    def _replayed(self, count: int, rng: np.random.Generator) -> list[Row]:
+    def _replayed(self, count: int, rng: np.random.Generator) -> list[Sample]:
         chosen = rng.choice(len(self.kept), size=count, replace=len(self.kept) < count)
         return [self.kept[index] for index in chosen]
 
@@ -108,7 +108,7 @@ class Rollout:
         self.policy.load_state_dict(state["policy"])
         kept = state["kept"]
         mine = kept[rank()] if len(kept) == world() else [row for part in kept for row in part][rank() :: world()]
-        self.kept = [Row.of(row) for row in mine]
+        self.kept = [Sample.of(row) for row in mine]
 
 
 class Reused:

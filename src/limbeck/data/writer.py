@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from limbeck.core.check import LimbeckError, require
-from limbeck.data.rows import Row
+from limbeck.data.samples import Sample
 from limbeck.data.stream import lengths_mask, pad
 
 
@@ -67,7 +67,7 @@ class Writer:
             require(ours == theirs, f"models that write together need one vocabulary, but have {ours} and {theirs}")
             require(0 <= mixed[1] <= 1, f"the other model's share must lie from 0 to 1, but is {mixed[1]}")
 
-    def __call__(self, rows: Sequence[Row], seed: int, rooms: Sequence[int] | None = None) -> list[Row]:
+    def __call__(self, rows: Sequence[Sample], seed: int, rooms: Sequence[int] | None = None) -> list[Sample]:
         """``rows`` with new completions; ``rooms`` bounds the new tokens of each row (0: its completion is empty)."""
         rooms = [self.sampling.new_tokens] * len(rows) if rooms is None else rooms
         texts: list[list[int]] = [[] for _ in rows]
@@ -78,7 +78,7 @@ class Writer:
                     texts[i] = self._cut(ids, rooms[i])
         return [replace(row, completion=text) for row, text in zip(rows, texts, strict=True)]
 
-    def _groups(self, rows: Sequence[Row], rooms: Sequence[int]) -> list[list[int]]:
+    def _groups(self, rows: Sequence[Sample], rooms: Sequence[int]) -> list[list[int]]:
         """Rows that are written together: all of them, but for an encoder-decoder those with prompts of one length."""
         groups: dict[int, list[int]] = defaultdict(list)
         for index, (row, room) in enumerate(zip(rows, rooms, strict=True)):
@@ -92,7 +92,7 @@ class Writer:
     def _seq2seq(self) -> bool:
         return bool(self.model.config.is_encoder_decoder)
 
-    def _check_room(self, row: Row, room: int) -> None:
+    def _check_room(self, row: Sample, room: int) -> None:
         most = _positions(self.model)
         if most is not None and len(row.prompt) + room > most:
             raise LimbeckError(
@@ -111,11 +111,11 @@ class Writer:
         )
         devices = [parameter.device] if parameter.is_cuda else []
         half = torch.autocast(parameter.device.type, self.dtype, enabled=self.dtype is not None)
-        with silent(self.model), torch.random.fork_rng(devices), half:
+        with silent(self.model), without_defaults(self.model), torch.random.fork_rng(devices), half:
             torch.manual_seed(seed)
             yield
 
-    def _write(self, rows: Sequence[Row], room: int) -> list[list[int]]:
+    def _write(self, rows: Sequence[Sample], room: int) -> list[list[int]]:
         """New ids of every row, ``room`` at most."""
         inputs = self._inputs(rows)
         given = inputs["decoder_input_ids" if self._seq2seq else "input_ids"].shape[1]
@@ -123,7 +123,7 @@ class Writer:
         ids = self.model.generate(**inputs, generation_config=self._settings(room), **more)
         return ids[:, given:].tolist()
 
-    def _inputs(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def _inputs(self, rows: Sequence[Sample]) -> dict[str, Tensor]:
         device = next(self.model.parameters()).device
         prompts = [row.prompt for row in rows]
         if not self._seq2seq:  # padded on the left, so that all rows go on at the same place
@@ -135,15 +135,14 @@ class Writer:
         return {name: value.to(device) for name, value in (read | {"decoder_input_ids": pad(prompts)}).items()}
 
     def _settings(self, room: int) -> Any:
-        """What ``generate`` is told: all that shapes the distribution, whatever the model's own defaults are."""
+        """What ``generate`` is told."""
         from transformers import GenerationConfig
 
-        how = self.sampling
+        how, ends = self.sampling, {"eos_token_id": self.ends or None, "pad_token_id": self.ends[0] if self.ends else 0}
+        if self._seq2seq:
+            ends["decoder_start_token_id"] = 0  # asked for, though the decoder's first ids are given
         drawn = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
-        plain = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
-        ends = {"eos_token_id": self.ends or None, "pad_token_id": self.ends[0] if self.ends else 0}
-        likeliest = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}  # the defaults: not used
-        return GenerationConfig(**(drawn if how.temperature else likeliest), **plain, **ends, max_new_tokens=room)
+        return GenerationConfig(**(drawn if how.temperature else {"do_sample": False}), **ends, max_new_tokens=room)
 
     def _cut(self, ids: list[int], room: int) -> list[int]:
         """``ids`` up to the first end, which stays, and to ``room``; behind an end stands only padding."""
@@ -194,6 +193,23 @@ def silent(model: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@contextmanager
+def without_defaults(model: Any) -> Iterator[None]:
+    """Inside, the model's own generation settings (a temperature, a penalty, an end of its own) do not count."""
+    from transformers import GenerationConfig
+
+    inner = [model.get_base_model()] if hasattr(model, "get_base_model") else []  # that of an adapter
+    parts = [model, *inner]
+    own = [part.generation_config for part in parts]
+    try:
+        for part in parts:
+            part.generation_config = GenerationConfig()
+        yield
+    finally:
+        for part, settings in zip(parts, own, strict=True):
+            part.generation_config = settings
 
 
 def end_tokens(model: Any, tokenizer: Any = None) -> list[int]:

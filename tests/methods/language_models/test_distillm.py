@@ -9,7 +9,7 @@ from tiny_llms import build
 
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock
-from limbeck.data.rows import Row, batch_of
+from limbeck.data.samples import Sample, batch_of
 from limbeck.methods.language_models.distillm import Config, distillm, parts
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "kd-objectives-anchors"
@@ -39,7 +39,7 @@ def test_golden_losses_and_gradients(divergence, value, gradient, index):
 
 
 def run(**settings) -> dict[str, float]:
-    rows = [Row([4 + i, 5 + i], [6, 7 + i, 1]) for i in range(8)]
+    rows = [Sample([4 + i, 5 + i], [6, 7 + i, 1]) for i in range(8)]
     stream = [batch_of(rows[:4]), batch_of(rows[4:])]
     cfg = Config(steps=8, sft_steps=0, new_tokens=3, validate_every=1, **settings)
     return distillm(build("gpt2"), build("gpt2", seed=3), stream, stream[:1], cfg)

@@ -10,7 +10,7 @@ from tiny_llms import build
 from limbeck.core.batch import next_token_batch
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock
-from limbeck.data.rows import Row, batch_of
+from limbeck.data.samples import Sample, batch_of
 from limbeck.data.writer import Sampling, Writer
 from limbeck.losses.policy_gradient import returns_to_go
 from limbeck.methods.language_models.minillm import Config, Scored, mixture, policy_and_single_step, spoken
@@ -58,11 +58,11 @@ def test_policy_and_single_step_together_are_the_gradient_of_the_kl_of_whole_tex
 def written():
     student, teacher = build("gpt2"), build("gpt2", seed=3)
     cfg = Config(mixed=0.3)
-    rows = Writer(student, Sampling(6), ends=[1], mixed=(teacher, 0.3))([Row([5, 6, 7], []), Row([4], [])], 2)
+    rows = Writer(student, Sampling(6), ends=[1], mixed=(teacher, 0.3))([Sample([5, 6, 7], []), Sample([4], [])], 2)
     return student, teacher, Scored(model_source(student), model_source(teacher), cfg)(rows, 0)
 
 
-def chances(model, row: Row) -> list[float]:
+def chances(model, row: Sample) -> list[float]:
     with torch.no_grad():
         said = model(torch.tensor([row.prompt + row.completion])).logits[0].log_softmax(-1)
     start = len(row.prompt) - 1

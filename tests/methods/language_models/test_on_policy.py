@@ -16,7 +16,7 @@ from limbeck.core.signals import Signals
 from limbeck.core.stage import Optim, Stage, distill_step
 from limbeck.core.terms import Clock
 from limbeck.data.compose import Beside
-from limbeck.data.rows import Row, batch_of
+from limbeck.data.samples import Sample, batch_of
 from limbeck.methods.language_models import distillm, gkd, minillm, semantic_revision
 from limbeck.methods.language_models.on_policy import AlsoText, nll_on
 from limbeck.objectives.tokens import hard, soft
@@ -24,7 +24,7 @@ from limbeck.sources.model import model_source
 
 METHODS = {"gkd": gkd, "distillm": distillm, "minillm": minillm, "semantic_revision": semantic_revision}
 SMALL = {"steps": 3, "sft_steps": 1, "batch": 4, "length": 16, "new_tokens": 5, "seed": 1}
-DECODERS = [Row([4 + i, 5 + i], [6, 7 + i, 1]) for i in range(8)]
+DECODERS = [Sample([4 + i, 5 + i], [6, 7 + i, 1]) for i in range(8)]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_text_beside_is_one_more_term_over_its_own_tokens():
     student, teacher = build("gpt2"), build("gpt2", seed=3)
     says = model_source(student)
     step = AlsoText(distill_step(says, model_source(teacher), soft()), says, weight=0.5)
-    text = batch_of([Row([9], [8, 7, 6]), Row([5], [4])])
+    text = batch_of([Sample([9], [8, 7, 6]), Sample([5], [4])])
     (batch,) = (next(iter(Beside([batch_of(DECODERS[:2])], [text]))),)
     terms = step(batch, Clock(0, 1))
     (alone,) = hard()(says(text), Signals(), text, Clock(0, 1)).values()

@@ -6,7 +6,7 @@ from tiny_llms import build, tokenizer
 
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock
-from limbeck.data.rows import Row, batch_of
+from limbeck.data.samples import Sample, batch_of
 from limbeck.data.spans import Neighbours
 from limbeck.losses.divergence import cross_entropy, forward_kl
 from limbeck.methods.language_models.semantic_revision import (
@@ -18,7 +18,7 @@ from limbeck.methods.language_models.semantic_revision import (
 )
 from limbeck.sources.model import model_source
 
-ROWS = [Row([4 + i, 5 + i], [6, 7 + i, 8, 1]) for i in range(8)]
+ROWS = [Sample([4 + i, 5 + i], [6, 7 + i, 8, 1]) for i in range(8)]
 
 
 def batch() -> dict:

@@ -7,7 +7,7 @@ import torch
 from tiny_llms import build, save, tokenizer
 
 from limbeck.core.check import LimbeckError
-from limbeck.data.rows import Row, rows_of
+from limbeck.data.samples import Sample, samples_of
 from limbeck.data.writer import Sampling, Writer
 from limbeck.losses.divergence import forward_kl, reverse_kl
 from limbeck.methods.language_models.teacher_hacking import (
@@ -35,7 +35,7 @@ SMALL = {
 
 
 def prompts() -> Prompts:
-    rows = [Row([4 + i, 5 + i % 7], []) for i in range(24)]
+    rows = [Sample([4 + i, 5 + i % 7], []) for i in range(24)]
     return Prompts(rows[:8], rows[8:16], rows[16:])
 
 
@@ -59,7 +59,7 @@ def test_student_and_teacher_learn_and_both_distances_are_seen(kind, tmp_path):
 
 def texts(stream, number: int) -> list[str]:
     batches = iter(stream)
-    return [str(row.completion) for _ in range(number) for row in rows_of(next(batches))]
+    return [str(row.completion) for _ in range(number) for row in samples_of(next(batches))]
 
 
 def test_offline_gives_the_same_texts_at_every_visit_and_online_new_ones():

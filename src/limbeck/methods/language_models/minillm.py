@@ -39,7 +39,7 @@ from limbeck.data.compose import Beside
 from limbeck.data.policies import Share
 from limbeck.data.read import read_text
 from limbeck.data.rollout import Reused, Rollout
-from limbeck.data.rows import Row, batch_of
+from limbeck.data.samples import Sample, batch_of
 from limbeck.data.stream import Batches, lm_batches
 from limbeck.data.writer import Sampling, Writer, silent
 from limbeck.losses.divergence import cross_entropy, reverse_kl
@@ -112,7 +112,7 @@ class Scored:
     def __init__(self, student: ModelSource, teacher: ModelSource, cfg: Config) -> None:
         self.student, self.teacher, self.cfg = student, teacher, cfg
 
-    def __call__(self, rows: list[Row], seed: int) -> list[Row]:
+    def __call__(self, rows: list[Sample], seed: int) -> list[Sample]:
         """The rows with their notes."""
         batch = to_device(batch_of(rows), next(self.student.model.parameters()).device)
         with silent(self.student.model), silent(self.teacher.model):

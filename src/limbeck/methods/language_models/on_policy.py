@@ -23,7 +23,7 @@ from limbeck.data.compose import beside
 from limbeck.data.held import Split, hold_out
 from limbeck.data.prompts import prompt_batches
 from limbeck.data.rollout import Rollout
-from limbeck.data.rows import batch_of, rows_of
+from limbeck.data.samples import batch_of, samples_of
 from limbeck.data.stream import Batches
 from limbeck.data.writer import Sampling, Writer, end_tokens, silent
 from limbeck.evaluation.model import start_token
@@ -85,7 +85,7 @@ def judged(job: Job, cfg: Any) -> dict[str, float]:
     compare = distill_step(model_source(student), model_source(teacher), agreement())
     held = job.split.on(device)
     write = Writer(student, Sampling(cfg.new_tokens), job.ends)
-    own = [to_device(batch_of(write(rows_of(batch), cfg.seed + i)), device) for i, batch in enumerate(held)]
+    own = [to_device(batch_of(write(samples_of(batch), cfg.seed + i)), device) for i, batch in enumerate(held)]
     said = measure(compare, own)
     return measure(compare, held) | {f"own_text_{name}": said[name] for name in ("forward_kl", "reverse_kl")}
 

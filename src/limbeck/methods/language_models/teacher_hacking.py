@@ -35,7 +35,7 @@ from limbeck.core.stage import Optim, Stage, distill_step, every, freeze
 from limbeck.core.terms import Clock, Terms
 from limbeck.data.policies import Share
 from limbeck.data.rollout import Rollout
-from limbeck.data.rows import Row, batch_of, rows_of
+from limbeck.data.samples import Sample, batch_of, samples_of
 from limbeck.data.stream import Batches
 from limbeck.data.writer import Sampling, Writer, end_tokens
 from limbeck.losses.divergence import forward_kl, jsd, reverse_kl
@@ -108,9 +108,9 @@ class Config(Run):
 class Prompts(NamedTuple):
     """Prompts without completions, in three parts that share none."""
 
-    oracle: list[Row]
-    student: list[Row]
-    validation: list[Row]
+    oracle: list[Sample]
+    student: list[Sample]
+    validation: list[Sample]
 
 
 def teacher_hacking(
@@ -129,8 +129,9 @@ def teacher_hacking(
     watch's verdict, and the watch with all its looks.
     """
     check(cfg)
-    for model in (freeze(oracle), teacher, student):  # where fit will have them, because they write before
-        model.to("cpu" if engine is None else engine.device)
+    freeze(oracle)
+    for model in (oracle, teacher, student) if engine is not None else ():  # they write before fit has placed them
+        model.to(engine.device)
     how = Sampling(cfg.new_tokens)
     by = {name: Writer(model, how, ends) for name, model in (("oracle", oracle), ("teacher", teacher))}
     texts = written(by["oracle"], prompts.oracle, cfg, out, "oracle")
@@ -164,7 +165,7 @@ def teacher_hacking(
     return {**said, **watch.verdict(), "teacher_gap": gap, "fixed_texts": digest}, watch
 
 
-def source(cfg: Config, fixed: list[Row], by_teacher: Writer, by_student: Writer) -> Iterable[Batch]:
+def source(cfg: Config, fixed: list[Sample], by_teacher: Writer, by_student: Writer) -> Iterable[Batch]:
     """The stream that ``cfg.source`` names, over the prompts of ``fixed``."""
     stream = Batches(fixed, batch_of, cfg.batch, cfg.seed)
     if cfg.source == "offline":
@@ -173,7 +174,7 @@ def source(cfg: Config, fixed: list[Row], by_teacher: Writer, by_student: Writer
 
 
 def imitate(
-    model: nn.Module, texts: list[Row], name: str, steps: int, cfg: Config, out: Path | None, engine: Any
+    model: nn.Module, texts: list[Sample], name: str, steps: int, cfg: Config, out: Path | None, engine: Any
 ) -> None:
     """Fine-tune ``model`` in place on the oracle's texts."""
     if not steps:
@@ -187,12 +188,12 @@ def imitate(
     fit(Stage(name, step, {"model": model}, stream, steps, Optim(cfg.lr, "cosine"), **stage_settings(cfg)), out, engine)
 
 
-def written(write: Writer, rows: list[Row], cfg: Config, out: Path | None, name: str) -> list[Row]:
+def written(write: Writer, rows: list[Sample], cfg: Config, out: Path | None, name: str) -> list[Sample]:
     """Texts for ``rows``, kept in ``out`` so that a run that is resumed reads the same ones."""
     path = None if out is None else Path(out) / "texts" / f"{name}.json"
     if path is not None and path.exists():
-        return [Row.of(row) for row in read_json(path)]
-    made: list[Row] = []
+        return [Sample.of(row) for row in read_json(path)]
+    made: list[Sample] = []
     for start in range(0, len(rows), 4 * cfg.batch):
         made += write(rows[start : start + 4 * cfg.batch], cfg.seed * 1_000_003 + start)
     if path is not None:
@@ -200,7 +201,7 @@ def written(write: Writer, rows: list[Row], cfg: Config, out: Path | None, name:
     return made
 
 
-def grouped(rows: list[Row], cfg: Config) -> list[Batch]:
+def grouped(rows: list[Sample], cfg: Config) -> list[Batch]:
     """The rows in batches, in order."""
     return [batch_of(rows[start : start + cfg.batch]) for start in range(0, len(rows), cfg.batch)]
 
@@ -217,11 +218,11 @@ def check(cfg: Config) -> None:
 
 def prompts_of(cfg: Config, tokenizer: Any, oracle: Any) -> Prompts:
     """As many prompts as ``cfg`` asks for, each in one part only."""
-    stream, seen = batches(cfg, tokenizer, oracle), dict[tuple[int, ...], Row]()
+    stream, seen = batches(cfg, tokenizer, oracle), dict[tuple[int, ...], Sample]()
     wanted = cfg.oracle_prompts + cfg.prompts + cfg.validation
     for number in range(-(-(stream.size or 0) // stream.batch)):
         if len(seen) < wanted:
-            rows = (Row(row.prompt, [], row.source) for row in rows_of(stream.at(number)))
+            rows = (Sample(row.prompt, [], row.source) for row in samples_of(stream.at(number)))
             seen |= {(*row.source, -1, *row.prompt): row for row in rows}
     found = list(seen.values())
     require(

@@ -1,4 +1,4 @@
-"""Rows as lists of ids: a prompt and what was written after it. Between batches and whoever writes text."""
+"""Samples: lists of ids, a prompt and what was written after it. Between batches and whoever writes text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Note = int | float | bool | list[float]
 
 
 @dataclass(frozen=True)
-class Row:
+class Sample:
     """Token ids of a ``prompt`` and its ``completion``, which alone is supervised.
 
     ``source`` is what the encoder of an encoder-decoder reads; its ``prompt`` is then the decoder's start. ``notes``
@@ -29,7 +29,7 @@ class Row:
     source: list[int] = field(default_factory=list)
     notes: Mapping[str, Note] = field(default_factory=dict)
 
-    def noted(self, **notes: Note) -> Row:
+    def noted(self, **notes: Note) -> Sample:
         """The same row with more notes."""
         return replace(self, notes={**self.notes, **notes})
 
@@ -38,12 +38,12 @@ class Row:
         return [self.prompt, self.completion, self.source, dict(self.notes)]
 
     @staticmethod
-    def of(state: Sequence[Any]) -> Row:
+    def of(state: Sequence[Any]) -> Sample:
         """The inverse of ``state``."""
-        return Row(*state)
+        return Sample(*state)
 
 
-def rows_of(batch: Batch) -> list[Row]:
+def samples_of(batch: Batch) -> list[Sample]:
     """The rows of an ordinary batch: ``ids``, ``mask`` and ``answer`` b t, for an encoder-decoder ``encoder_ids`` too.
 
     The completion is the *last* run of supervised tokens, so that of a conversation the earlier turns belong to the
@@ -58,12 +58,12 @@ def rows_of(batch: Batch) -> list[Row]:
     )
     notes = {name: value.tolist() for name, value in batch.items() if value.dim() == 1}
     return [
-        _row(batch, index, {name: values[index] for name, values in notes.items()})
+        _sample(batch, index, {name: values[index] for name, values in notes.items()})
         for index in range(len(batch["ids"]))
     ]
 
 
-def _row(batch: Batch, index: int, notes: dict[str, Note]) -> Row:
+def _sample(batch: Batch, index: int, notes: dict[str, Note]) -> Sample:
     mask = batch["mask"][index].bool()
     ids, answer = batch["ids"][index][mask].tolist(), batch["answer"][index][mask].tolist()
     last = max((place for place, known in enumerate(answer) if known), default=-1)
@@ -74,11 +74,11 @@ def _row(batch: Batch, index: int, notes: dict[str, Note]) -> Row:
     if "encoder_ids" in batch:
         read = batch["encoder_ids"][index]
         source = read[batch["encoder_mask"][index].bool()].tolist() if "encoder_mask" in batch else read.tolist()
-    # position t predicts token t + 1
-    return Row(ids, [], source, notes) if last < 0 else Row(ids[: first + 1], ids[first + 1 : last + 2], source, notes)
+    cut = (ids, []) if last < 0 else (ids[: first + 1], ids[first + 1 : last + 2])  # position t predicts token t + 1
+    return Sample(*cut, source, notes)
 
 
-def batch_of(rows: Sequence[Row]) -> Batch:
+def batch_of(rows: Sequence[Sample]) -> Batch:
     """``ids``, ``mask``, ``targets``, ``answer`` b t, padded on the right; ``encoder_ids`` and ``encoder_mask`` b s.
 
     Notes become tensors: b where they are numbers; b t float, at the position that predicts each token and 0 elsewhere,
@@ -95,7 +95,7 @@ def batch_of(rows: Sequence[Row]) -> Batch:
     return batch | {name: _noted(rows, name, mask.shape[1]) for name in rows[0].notes}
 
 
-def _noted(rows: Sequence[Row], name: str, width: int) -> Tensor:
+def _noted(rows: Sequence[Sample], name: str, width: int) -> Tensor:
     values: list[Any] = []
     for row in rows:
         require(name in row.notes, f"rows: some rows have the note {name!r} and some have not; note it for all")
