@@ -49,6 +49,11 @@ def test_a_mixture_is_one_model_or_the_other_at_its_ends(kind):
         assert mixed == Writer(alone, how)(rows(kind), 0)
 
 
+def test_a_decoder_starts_with_whatever_token_its_prompt_starts_with():
+    model, row = build("t5"), Sample([7], [], [5, 6])
+    assert Writer(model, Sampling(6, temperature=0))([row], 0)[0].completion == greedy(model, row, 6)
+
+
 def test_drawn_tokens_follow_the_mixture():
     one, two = build("gpt2"), build("gpt2", seed=5)
     row, share = Sample([5, 6, 7], []), 0.3

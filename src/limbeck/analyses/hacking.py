@@ -54,6 +54,16 @@ def per_text(divergence: Any = forward_kl, on: str = "answer", name: str = "dist
     return objective
 
 
+def distance(says: Source, reference: Source, texts: Iterable[Batch], divergence: Any = forward_kl) -> float:
+    """How far ``says`` is from ``reference`` on ``texts``: ``per_text``, averaged over all of them."""
+    goal = per_text(divergence)
+
+    def step(batch: Batch, clock: Clock) -> Terms:
+        return goal(says(batch), reference(batch), batch, clock)
+
+    return measure(step, texts)["distance"]
+
+
 class OracleWatch:
     """Looks at proxy and golden distance whenever it is called; a callback for ``Stage.after``.
 
@@ -72,7 +82,7 @@ class OracleWatch:
         oracle_texts: Iterable[Batch],
         divergence: Any = forward_kl,
     ) -> None:
-        self.student, self.says, self.goal = student, says, per_text(divergence)
+        self.student, self.says, self.divergence = student, says, divergence
         self.sides = {"proxy": (teacher, list(teacher_texts)), "golden": (oracle, list(oracle_texts))}
         for name, (_, texts) in self.sides.items():
             require(texts, f"OracleWatch: there are no texts to measure the {name} distance on; give some")
@@ -91,11 +101,7 @@ class OracleWatch:
 
     def _distance(self, reference: Source, texts: list[Batch]) -> float:
         device = next(self.student.parameters()).device
-
-        def step(batch: Batch, clock: Clock) -> Terms:
-            return self.goal(self.says(batch), reference(batch), batch, clock)
-
-        return measure(step, (to_device(batch, device) for batch in texts))["distance"]
+        return distance(self.says, reference, (to_device(batch, device) for batch in texts), self.divergence)
 
     def verdict(self) -> dict[str, Any]:
         """Least and last golden distance, their ratio, and since when the teacher is hacked and the law is bent."""

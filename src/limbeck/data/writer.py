@@ -120,7 +120,7 @@ class Writer:
         inputs = self._inputs(rows)
         given = inputs["decoder_input_ids" if self._seq2seq else "input_ids"].shape[1]
         more = {"logits_processor": [_Mixed(*self.mixed, inputs)]} if self.mixed else {}
-        ids = self.model.generate(**inputs, generation_config=self._settings(room), **more)
+        ids = self.model.generate(**inputs, generation_config=self._settings(rows, room), **more)
         return ids[:, given:].tolist()
 
     def _inputs(self, rows: Sequence[Sample]) -> dict[str, Tensor]:
@@ -134,13 +134,13 @@ class Writer:
         read = {"input_ids": pad(sources), "attention_mask": lengths_mask(sources).long()}
         return {name: value.to(device) for name, value in (read | {"decoder_input_ids": pad(prompts)}).items()}
 
-    def _settings(self, room: int) -> Any:
+    def _settings(self, rows: Sequence[Sample], room: int) -> Any:
         """What ``generate`` is told."""
         from transformers import GenerationConfig
 
         how, ends = self.sampling, {"eos_token_id": self.ends or None, "pad_token_id": self.ends[0] if self.ends else 0}
         if self._seq2seq:
-            ends["decoder_start_token_id"] = 0  # asked for, though the decoder's first ids are given
+            ends["decoder_start_token_id"] = rows[0].prompt[0]  # any other would be put before the decoder's ids
         drawn = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
         return GenerationConfig(**(drawn if how.temperature else {"do_sample": False}), **ends, max_new_tokens=room)
 

@@ -25,8 +25,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from limbeck.analyses.hacking import OracleWatch, per_text
-from limbeck.core.batch import Batch
+from limbeck.analyses.hacking import OracleWatch, distance, per_text
+from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
 from limbeck.core.save import read_json, write_json
@@ -143,9 +143,10 @@ def teacher_hacking(
     says, taught, truth = (model_source(model) for model in (student, teacher, oracle))
     goal = DIVERGENCES[cfg.divergence]
     watch = OracleWatch(student, says, taught, truth, held["teacher"], held["oracle"], goal)
-    gap = OracleWatch(teacher, taught, truth, truth, held["oracle"], held["oracle"], goal).look(0).golden
-    if not watch.looks:
-        watch.look(0)
+    gap = distance(
+        taught, truth, (to_device(batch, next(teacher.parameters()).device) for batch in held["oracle"]), goal
+    )
+    watch.look(0)
     said = fit(
         Stage(
             "distil",
