@@ -87,11 +87,11 @@ def one(arm: str, start: nn.Module, teacher: nn.Module, stream: Batches, tokeniz
     student = deepcopy(start)
     sizes = {"new_tokens": SETTING["written"], "batch": SETTING["batch"], **SETTING["distillation"]}
     cfg = Config(seed=seed, sft_steps=0, **sizes, **ARMS[arm])
-    said = semantic_revision(student, teacher, stream, tokenizer, cfg, ends=[])
+    semantic_revision(student, teacher, stream, tokenizer, cfg, ends=[])
     found = measure(distill_step(model_source(student), model_source(teacher), agreement()), held)
     own = texts(student, held, seed)
     found |= {"own_text_nll": nll(teacher, own), "own_text_distinct": distinct(own)}
-    return {"seed": seed, "method": arm, **found, "seconds": said["seconds"]}
+    return {"seed": seed, "method": arm, **found}
 
 
 def checks(rows: list[dict[str, Any]], before: list[dict[str, Any]], means: dict[str, Any]) -> list[dict[str, Any]]:

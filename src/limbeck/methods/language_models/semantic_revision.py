@@ -164,7 +164,7 @@ def chunked(values: Callable[[Tensor], tuple[Tensor, ...]], where: Tensor, size:
     What a chunk holds is given up after the forward pass and computed again in the backward pass.
     """
     sums: list[Tensor] = []
-    for part in where.nonzero().split(size) or (where.nonzero(),):
+    for part in where.nonzero().split(size):
         mask = torch.zeros_like(where)
         mask[part[:, 0], part[:, 1]] = True
         found = checkpoint(lambda mask: tuple(v.float().sum() for v in values(mask)), mask, use_reentrant=False)
