@@ -100,10 +100,11 @@ def wordpiece(texts: Iterable[str], size: int) -> Any:
 
 def characters(text: str) -> Any:
     """A tokenizer of single characters, those that occur in ``text``."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {token: i for i, token in enumerate(["[UNK]", *sorted(set(text))])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")

@@ -7,8 +7,18 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 
 from limbeck.core.batch import IGNORE, Batch, next_token_batch
 from limbeck.data.packing import packed_batches, row
+from limbeck.data.samples import Sample
 from limbeck.methods.encoders import minilm
-from limbeck.methods.language_models import distill, seqkd, taid
+from limbeck.methods.language_models import (
+    distill,
+    distillm,
+    gkd,
+    minillm,
+    semantic_revision,
+    seqkd,
+    taid,
+    teacher_hacking,
+)
 from limbeck.methods.multilingual import romanian_multi_teacher, vocab_trim
 from limbeck.students.adapters import with_lora
 from limbeck.students.layers import keep_layers
@@ -121,6 +131,39 @@ def healing_stage(seed: int):
     return stage
 
 
+def prompts(seed: int) -> list[Batch]:
+    return [next_token_batch(ids, mask, torch.arange(LENGTH).expand_as(ids) >= 2) for ids, mask in ids_and_mask(seed)]
+
+
+def on_policy_stage(seed: int, module, *more, **settings):
+    torch.manual_seed(seed)
+    student, teacher = llama(width=8, layers=1), outspoken(llama())
+    cfg = module.Config(steps=8, seed=seed, sft_steps=0, new_tokens=5, **settings)
+    recipe = getattr(module, module.__name__.split(".")[-1])
+    (stage,) = stages_of(module, lambda: recipe(student, teacher, prompts(seed), *more, cfg))
+    return stage
+
+
+def hacking_stage(seed: int, **settings):
+    torch.manual_seed(seed)
+    rows = [Sample(ids[0, :3].tolist(), []) for ids, _ in ids_and_mask(seed)]
+    parts = teacher_hacking.Prompts(rows[:3], rows[3:8], rows[8:])
+    cfg = teacher_hacking.Config(steps=8, seed=seed, new_tokens=5, look_every=2, responses=2, **settings)
+    models = llama(width=8, layers=1), outspoken(llama()), outspoken(llama())
+    *_, stage = stages_of(teacher_hacking, lambda: teacher_hacking.teacher_hacking(*models, parts, cfg))
+    return stage
+
+
+class Letters:
+    """A tokenizer of one letter per token."""
+
+    def __call__(self, text: str, **settings):
+        return {"input_ids": [1] * len(text)}
+
+    def decode(self, ids, **settings) -> str:
+        return "".join(chr(97 + token) for token in ids)
+
+
 CASES = [
     Case("distill", distill_stage),
     Case("distill by jsd", lambda seed: distill_stage(seed, objective="jsd", temperature=2.0)),
@@ -135,6 +178,13 @@ CASES = [
     Case("minilm version 2", lambda seed: minilm_stage(seed, version=2, relation_heads=4)),
     Case("romanian_multi_teacher", romanian_stage),
     Case("vocab_trim", healing_stage),
+    Case("gkd", lambda seed: on_policy_stage(seed, gkd, hard=0.5)),
+    Case("gkd with texts used again", lambda seed: on_policy_stage(seed, gkd, reuse=2, share=1.0)),
+    Case("distillm", lambda seed: on_policy_stage(seed, distillm, prompts(1)[:1], start=0.8, capacity=16, slack=0.0)),
+    Case("minillm", lambda seed: on_policy_stage(seed, minillm), falls="single"),
+    Case("semantic_revision", lambda seed: on_policy_stage(seed, semantic_revision, Letters())),
+    Case("teacher_hacking", hacking_stage),
+    Case("teacher_hacking online", lambda seed: hacking_stage(seed, source="online_student", fixed=0.3)),
 ]
 
 
