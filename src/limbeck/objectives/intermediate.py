@@ -58,7 +58,8 @@ def information(alpha: float) -> Comparison:
     def values(link: nn.Module | None, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         require(link is not None, "information is measured by a critic; give one for each pair of layers")
         assert link is not None
-        return -mi_alpha(*link(first(student, mask), first(teacher, mask)), alpha)
+        scores, base = link(first(student, mask), first(teacher, mask))
+        return -mi_alpha(scores, base, alpha)
 
     return Comparison("hidden", "row", values)
 

@@ -24,8 +24,8 @@ def classifier_student(name: str, teacher: Any, tokenizer: Any, classes: Sequenc
     layers, width, _ = shape(teacher)
     if name == EVERY_OTHER:
         return keep_layers(teacher, every_other(layers, max(1, layers // 2))).float().eval()
-    if size := Size(max(1, layers // 2), width // 2) if name == HALF else parse_size(name):
-        return smaller(teacher, *size).float().eval()
+    if anew := (max(1, layers // 2), width // 2) if name == HALF else parse_size(name):
+        return smaller(teacher, *anew).float().eval()
     student, own, *_ = load_classifier(name, classes)
     check_same_tokenizer(own, tokenizer)
     return student

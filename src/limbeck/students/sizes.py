@@ -49,9 +49,9 @@ def miniature_config(size: Size, vocabulary: int = VOCABULARY, positions: int = 
     from transformers import BertConfig
 
     layers, width = size
-    shape = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": width // 64}
-    places = {"vocab_size": vocabulary, "max_position_embeddings": positions, "intermediate_size": 4 * width}
-    return BertConfig(**shape, **places, **settings)
+    shape: dict[str, Any] = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": width // 64}
+    shape |= {"vocab_size": vocabulary, "max_position_embeddings": positions, "intermediate_size": 4 * width}
+    return BertConfig(**shape, **settings)
 
 
 def parameters(size: Size, vocabulary: int = VOCABULARY, positions: int = POSITIONS, types: int = 2) -> int:
