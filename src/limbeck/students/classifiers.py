@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from limbeck.core.check import require
 from limbeck.models.classifiers import headed, load_classifier
 from limbeck.models.tokenizers import check_same_tokenizer
 from limbeck.students.layers import every_other, keep_layers, parse_size, shape, smaller
@@ -26,8 +27,13 @@ def classifier_student(name: str, teacher: Any, tokenizer: Any, classes: Sequenc
         return keep_layers(teacher, every_other(layers, max(1, layers // 2))).float().eval()
     if anew := (max(1, layers // 2), width // 2) if name == HALF else parse_size(name):
         return smaller(teacher, *anew).float().eval()
-    student, own, *_ = load_classifier(name, classes)
+    student, own, order, _ = load_classifier(name, classes)
     check_same_tokenizer(own, tokenizer)
+    require(
+        order == list(classes),
+        f"--student {name} tells {', '.join(order)} apart, in this order, but the teacher {', '.join(classes)}; give "
+        "the encoder that it was fine-tuned from",
+    )
     return student
 
 

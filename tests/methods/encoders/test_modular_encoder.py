@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-import classifiers
 import numpy as np
 import pytest
+import tiny_classifiers as classifiers
 import torch
 from contract import CHECKS, Case, stages_of
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM

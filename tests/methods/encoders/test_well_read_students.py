@@ -2,8 +2,8 @@
 
 import json
 
-import classifiers
 import pytest
+import tiny_classifiers as classifiers
 import torch
 from contract import CHECKS, Case, stages_of
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification

@@ -10,7 +10,8 @@ Needs:      encoders that share a tokenizer, and rows with a class. Signals: log
 Departures: the critic reads the first token of each row and contrasts rows; the released one contrasts positions, by a
             swapped axis. Leaving one out is summed without cancellation (the released float32 code is too high by 1 nat
             or more for a good critic). Embeddings of first tokens say nothing, so mi and pkd leave them out. Attention
-            is weighed per row and padding is no key. Gradients are clipped. Rows made by augmentation have no class.
+            is weighed per row and padding is no key. Gradients are clipped, and exponentials of the bound beyond
+            exp(30) go on as lines. Rows made by augmentation have no class.
 Checked:    released code: the bound and its gradient at five alphas, TUBA, NWJ, a critic and its gradient, the limits;
             distances of states, attention and layer pairs; EMD's cost, plan and loss. Where it errs, the formula.
 Claim:      none measured yet.
@@ -33,6 +34,7 @@ from limbeck.core.fit import fit
 from limbeck.core.signals import Signals
 from limbeck.core.stage import Objective, Optim, Stage, distill_step, freeze
 from limbeck.data.augment import Policy, augmented, substitute, swap, there_and_back, written_by
+from limbeck.data.describe import describe
 from limbeck.data.labelled import Row, Rows, classes_in, labelled_batches, part, read_labelled
 from limbeck.data.stream import Batches
 from limbeck.losses.divergence import soft_cross_entropy
@@ -220,7 +222,7 @@ def main(cfg: Config) -> Path:
     more = augmented(rows.train, policies(cfg), cfg.copies, cfg.seed)
     run = begin(cfg, "distiller")
     engine = run.accelerator
-    said = {}
+    said: dict[str, Any] = {}
     if not tuned:
         said["teacher"] = fine_tune(
             "teacher", teacher.float(), stream(rows.train), cfg.teacher_steps, cfg, run.stage_dir, engine
@@ -232,7 +234,7 @@ def main(cfg: Config) -> Path:
     said["student"] = distiller(student, teacher, stream(rows.train + more, beta), cfg, run.stage_dir, engine)
     after = judged(student, teacher, test, engine.device)
     table = before_and_after(f"Student and teacher on {len(rows.test)} held-out rows", before, after, JUDGED)
-    facts = {"rows": len(rows.train), "new_rows": len(more), "classes": len(names)}
+    facts = {"rows": len(rows.train), "new_rows": len(more), "classes": len(names), "data": describe(rows.train)}
     return run.finish(student, tokenizer, {**said, **facts, "held_out": after, "before": before}, [table])
 
 
