@@ -1,0 +1,218 @@
+"""Well-read students: pre-train the small model first, then distil, then fine-tune.
+
+Paper:      Turc et al., 2019, arXiv 1908.08962.
+Says:       a student that has read before it is taught, by plain soft labels on unlabelled text of the task, rivals
+            elaborate distillation; reading and distilling add up, even on the same text.
+Parts:      data (stream, labelled) | objectives (hard, soft) | students (sizes, classifiers)
+Needs:      an encoder as teacher, rows of which some have a class, and text. Signals: logits. Batch: ids, mask,
+            targets, answer; labels, labelled.
+Departures: next sentences are not predicted. The teacher's tokenizer is the student's. Steps and rates are sized for
+            the atlas. A student that is loaded rather than made can read on, or leave that stage out.
+Checked:    parameter counts of the 24 sizes; the gradient of the distillation loss on logits is (q - p) / batch.
+Claim:      none measured yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from limbeck.atlas.topics import topics
+from limbeck.core.batch import Batch
+from limbeck.core.check import one_of, require
+from limbeck.core.fit import fit
+from limbeck.core.signals import Signals
+from limbeck.core.stage import Optim, Stage, distill_step
+from limbeck.data.labelled import Row, Rows, classes_in, part, read_labelled
+from limbeck.data.read import read_text
+from limbeck.data.stream import mlm_batches
+from limbeck.losses.divergence import soft_cross_entropy
+from limbeck.methods.encoders.distiller import ATLAS, JUDGED, fine_tune, judged, streams
+from limbeck.models.classifiers import load_classifier
+from limbeck.models.load import Dtype
+from limbeck.objectives.tokens import hard, soft
+from limbeck.report.sections import Table
+from limbeck.run import Run, begin, seed_all
+from limbeck.sources.model import model_source
+from limbeck.students.classifiers import classifier_student
+from limbeck.students.sizes import miniature
+
+Arm = Literal["pretrain", "distil", "finetune"]
+ARMS: tuple[Arm, ...] = ("pretrain", "distil", "finetune")
+
+
+@dataclass(frozen=True)
+class Config(Run):
+    """Settings of ``limbeck well_read_students``."""
+
+    out: Path = Path("runs/well_read_students")
+    """Folder that the run writes."""
+    teacher: str = ATLAS
+    """Folder or Hub id of a fine-tuned classifier (paper: BERT-large), or of an encoder, which is fine-tuned first."""
+    teacher_dtype: Dtype = "float32"
+    """Number format in which a fine-tuned teacher is held; losses are computed in float32 whatever it is."""
+    student: str = "bert-tiny"
+    """bert-tiny, -mini, -small, -medium, -base, or any of the 24 as bert-4x256; 6x384; half; a folder or a Hub id."""
+    stages: tuple[Arm, ...] = ARMS
+    """What the student goes through, in the paper's order. Its arms: FT finetune; PF pretrain finetune; D distil;
+    PD pretrain distil; PD+F all three."""
+    data: str | None = None
+    """jsonl or tsv of rows with text and label; rows without a label are for distilling. By default the atlas's."""
+    labels: int | None = None
+    """How many of the labelled rows keep their label; the others are distilled on only. By default all of the user's
+    and 300 of the atlas's."""
+    corpus: str | None = None
+    """Text to pre-train on: jsonl, txt, parquet, folder or Hub id; by default the rows' own text, as in the paper's
+    test of compounding."""
+    teacher_steps: int = 200
+    """Optimizer steps that fine-tune a teacher that is no classifier yet; paper: 4 epochs."""
+    pretrain_steps: int = 150
+    """Optimizer steps of masked words; ours, sized for the atlas."""
+    steps: int = 200
+    """Optimizer steps of distillation; ours, sized for the atlas."""
+    finetune_steps: int = 50
+    """Optimizer steps of fine-tuning; paper: 4 epochs."""
+    batch: int = 32
+    """Rows per batch; the released grid: 8 to 128."""
+    length: int = 64
+    """Tokens per row; paper: 512 in pre-training. 64 suit the atlas."""
+    lr: float = 3e-4
+    """Peak learning rate, linear decay; the released grid: 3e-5 to 3e-4, and small students need the most."""
+    warmup: float = 0.1
+    """Share of the steps that warm up; BERT's code."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; BERT's code."""
+
+
+def pretrain(
+    student: Any, stream: Iterable[Batch], cfg: Config, out: Path | None = None, engine: Any = None
+) -> dict[str, float]:
+    """Teach ``student`` (a classifier) masked words, in place; the head for words is thrown away."""
+    reader = with_words(student)
+    step = distill_step(model_source(reader), lambda batch: Signals(), hard())
+    return fit(_stage("pretrain", step, {"student": reader}, stream, cfg.pretrain_steps, cfg), out, engine)
+
+
+def distil(
+    student: nn.Module,
+    teacher: nn.Module,
+    stream: Iterable[Batch],
+    cfg: Config,
+    out: Path | None = None,
+    engine: Any = None,
+) -> dict[str, float]:
+    """Soft cross-entropy to ``teacher``, summed over classes, averaged over rows; temperature 1, no label."""
+    step = distill_step(model_source(student), model_source(teacher), soft(soft_cross_entropy, on="row"))
+    stage = _stage("distil", step, {"student": student}, stream, cfg.steps, cfg, {"teacher": teacher})
+    return fit(stage, out, engine)
+
+
+def well_read_students(
+    student: nn.Module,
+    teacher: nn.Module,
+    text: Iterable[Batch],
+    transfer: Iterable[Batch],
+    labelled: Iterable[Batch],
+    cfg: Config,
+    out: Path | None = None,
+    engine: Any = None,
+) -> dict[str, Any]:
+    """Take ``student`` through ``cfg.stages`` in place: ``text`` to read, ``transfer`` to distil on, ``labelled`` rows.
+
+    ``out`` and ``engine`` go to ``fit``, whose words are returned per stage.
+    """
+    stages = {
+        "pretrain": lambda: pretrain(student, text, cfg, out, engine),
+        "distil": lambda: distil(student, teacher, transfer, cfg, out, engine),
+        "finetune": lambda: fine_tune("finetune", student, labelled, cfg.finetune_steps, cfg, out, engine),
+    }
+    return {name: stages[name]() for name in ordered(cfg.stages)}
+
+
+def ordered(stages: tuple[str, ...]) -> list[str]:
+    """``stages`` in the paper's order; at least one, none unknown."""
+    for name in stages:
+        one_of(name, ARMS, "--stages")
+    require(stages, f"--stages: expected at least one of {', '.join(ARMS)}")
+    return [name for name in ARMS if name in stages]
+
+
+def with_words(student: Any) -> Any:
+    """A masked language model on the body of ``student``, whose parameters it shares, with a new head."""
+    from transformers import AutoModelForMaskedLM
+
+    model = AutoModelForMaskedLM.from_config(student.config)
+    setattr(model, model.base_model_prefix, student.base_model)
+    model.tie_weights()
+    return model
+
+
+def main(cfg: Config) -> Path:
+    """Make a student of ``cfg.teacher`` well read; writes it and its report to ``cfg.out``."""
+    ordered(cfg.stages)
+    seed_all(cfg.seed)
+    rows = task(cfg)
+    teacher, tokenizer, names, tuned = load_classifier(cfg.teacher, classes_in(rows.train), cfg.teacher_dtype)
+    student = classifier_student(cfg.student, teacher, tokenizer, names)
+    stream, test = streams(rows, names, tokenizer, teacher, cfg)
+    known = [row for row in rows.train if row.label is not None]
+    texts = read_text(cfg.corpus) if cfg.corpus else (text for row in rows.train for text in row[:2] if text)
+    words = mlm_batches(texts, tokenizer, cfg.length, cfg.batch, cfg.seed)
+    run = begin(cfg, "well_read_students")
+    engine, said = run.accelerator, {}
+    if not tuned:
+        said["teacher"] = fine_tune(
+            "teacher", teacher.float(), stream(known), cfg.teacher_steps, cfg, run.stage_dir, engine
+        )
+        if miniature(cfg.student) is None:  # cut from the teacher as it is now
+            seed_all(cfg.seed)
+            student = classifier_student(cfg.student, teacher.cpu(), tokenizer, names)
+    before = judged(student, teacher, test, engine.device)
+    transfer = stream([row._replace(label=None) for row in rows.train])
+    said |= well_read_students(student, teacher, words, transfer, stream(known), cfg, run.stage_dir, engine)
+    after = judged(student, teacher, test, engine.device)
+    return run.finish(student, tokenizer, {**said, "held_out": after, "before": before}, [_table(rows, before, after)])
+
+
+def task(cfg: Config) -> Rows:
+    """The user's rows or the atlas's, parted, with ``cfg.labels`` labels left to train by."""
+    own = [Row(row["text"], label=row["label"]) for row in topics("en", 3000, cfg.seed)] if cfg.data is None else None
+    rows = part(own or read_labelled(str(cfg.data)), seed=cfg.seed)
+    wanted = 300 if cfg.labels is None and cfg.data is None else cfg.labels
+    require(wanted is None or wanted >= 2, f"--labels {wanted}: expected 2 or more")
+    known = [i for i, row in enumerate(rows.train) if row.label is not None][:wanted]
+    keep = set(known)
+    return Rows([row if i in keep else row._replace(label=None) for i, row in enumerate(rows.train)], rows.test)
+
+
+def _stage(
+    name: str,
+    step: Any,
+    train: dict[str, nn.Module],
+    stream: Iterable[Batch],
+    steps: int,
+    cfg: Config,
+    frozen: dict[str, nn.Module] | None = None,
+) -> Stage:
+    optim = Optim(cfg.lr, "linear", cfg.warmup, weight_decay=cfg.weight_decay)
+    return Stage(
+        name,
+        step,
+        train,
+        stream,
+        steps,
+        optim,
+        accumulate=cfg.accumulate,
+        frozen=frozen or {},
+        seed=cfg.seed,
+        save_every=cfg.save_every,
+    )
+
+
+def _table(rows: Rows, before: dict[str, float], after: dict[str, float]) -> Table:
+    cells = [(name, value, after[name]) for name, value in before.items()]
+    return Table(f"Student and teacher on {len(rows.test)} held-out rows", ("", "before", "after"), cells, JUDGED)

@@ -1,0 +1,133 @@
+"""One encoder, many depths: a masked language model that can be read after some of its layers.
+
+All exits share one head. An exit says who it is by a vector of its own, added to the state before the head; folded into
+the head's first bias it makes the model cut at that exit an ordinary checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.batch import Batch
+from limbeck.core.check import LimbeckError, require
+from limbeck.core.save import load_tensors, save_tensors
+from limbeck.core.signals import Signals, chosen
+from limbeck.models.load import load_network
+from limbeck.students.layers import keep_layers, shape
+
+EXITS = "exits.safetensors"
+HEADS = ("cls", "lm_head")  # BERT; RoBERTa and its kin
+
+
+@dataclass(frozen=True)
+class HeadOf:
+    """Logits not computed yet: ``head`` of ``hidden`` b t d at the positions that somebody asks for."""
+
+    head: nn.Module
+    hidden: Tensor
+
+    def at(self, positions: Tensor | None = None) -> Tensor:
+        """Logits n v at the true entries of ``positions`` b t (row-major), or b t v for all of them."""
+        return self.head(chosen(self.hidden, positions))
+
+
+class MultiExit(nn.Module):
+    """``model``, a masked language model, with exits after the layers ``exits`` (counted from 1).
+
+    ``said`` tells exits apart (one vector each, zero at first); ``same`` judges from the first token of an exit whether
+    the texts of a row belong together.
+    """
+
+    def __init__(self, model: Any, exits: Sequence[int]) -> None:
+        super().__init__()
+        layers, width, _ = shape(model)
+        rising = list(exits) == sorted(set(exits)) and len(exits) > 0
+        fits = rising and exits[0] >= 1 and exits[-1] <= layers
+        require(fits, f"exits {list(exits)}: expected rising numbers of layers from 1 to {layers}")
+        self.model, self.exits = model, tuple(exits)
+        self.said = nn.Parameter(torch.zeros(len(self.exits), width))
+        self.same = nn.Linear(width, 1)
+
+    @property
+    def depth(self) -> int:
+        """Layers of the whole model."""
+        return shape(self.model)[0]
+
+    def forward(self, batch: Batch) -> Signals:
+        """``exits``: one Signals each with ``readout``, ``hidden`` (by layer) and ``extra["same"]`` b, a logit."""
+        states = self.model.base_model(batch["ids"], batch["mask"].long(), output_hidden_states=True).hidden_states
+        return Signals(exits=tuple(self._exit(i, states[layer]) for i, layer in enumerate(self.exits)))
+
+    def at_exit(self, layer: int) -> Any:
+        """The model of the first ``layer`` layers, by itself: a masked language model of the same class.
+
+        Its predictions are those of the exit: the exit's own vector is folded into the head.
+        """
+        require(layer in self.exits, f"exit {layer}: the model has exits after layers {list(self.exits)}")
+        whole = layer == self.depth
+        small = _copied(self.model) if whole else keep_layers(self.model, range(layer))
+        first = _first_linear(head_of(small))
+        with torch.no_grad():
+            first.bias.add_(first.weight @ self.said[self.exits.index(layer)].to(first.weight))
+        return small.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """The last exit as an ordinary model in ``folder``, and ``exits.safetensors`` for the others (``load_exits``).
+
+        The last exit's vector is folded in, and the others are kept as differences from it.
+        """
+        self.at_exit(self.exits[-1]).save_pretrained(folder)
+        last = self.said[-1].detach()
+        kept = {"said": self.said.detach() - last, "weight": self.same.weight.detach()}
+        kept["bias"] = self.same.bias.detach() + self.same.weight.detach() @ last
+        save_tensors(Path(folder) / EXITS, kept, {"exits": " ".join(map(str, self.exits))})
+
+    def _exit(self, index: int, states: Tensor) -> Signals:
+        states = states + self.said[index]
+        same = self.same(states[:, 0])[:, 0]
+        readout = HeadOf(head_of(self.model), states)
+        return Signals(readout=readout, hidden={self.exits[index]: states}, extra={"same": same})
+
+
+def load_exits(folder: str | Path) -> MultiExit:
+    """The model that ``MultiExit.save_pretrained`` wrote, in eval mode."""
+    kept, said = load_tensors(Path(folder) / EXITS)
+    model = MultiExit(load_network(folder, "masked"), [int(layer) for layer in said["exits"].split()])
+    with torch.no_grad():
+        model.said.copy_(kept["said"])
+        model.same.weight.copy_(kept["weight"])
+        model.same.bias.copy_(kept["bias"])
+    return model.eval()
+
+
+def head_of(model: Any) -> nn.Module:
+    """The part of a masked language model that turns states into logits."""
+    for name in HEADS:
+        if isinstance(getattr(model, name, None), nn.Module):
+            return getattr(model, name)
+    raise LimbeckError(f"{type(model).__name__} has no head that exits can share; use a model like BERT or RoBERTa")
+
+
+def even_exits(layers: int, number: int) -> tuple[int, ...]:
+    """``number`` exits, evenly spread, the last after the last layer."""
+    require(1 <= number <= layers, f"a model of {layers} layers has from 1 to {layers} exits, not {number}")
+    return tuple(-(-layers * i // number) for i in range(1, number + 1))
+
+
+def _first_linear(head: nn.Module) -> nn.Linear:
+    found = next((part for part in head.modules() if isinstance(part, nn.Linear)), None)
+    require(found is not None and found.bias is not None, "an exit is folded into a bias, but the head has none")
+    assert found is not None
+    return found
+
+
+def _copied(model: Any) -> Any:
+    from copy import deepcopy
+
+    return deepcopy(model)
