@@ -42,6 +42,18 @@ def spelled(tokenizer, ids):
     return [spelling(tokenizer).pieces[i] for i in ids]
 
 
+@pytest.mark.parametrize("text", [*TEXTS, *HARD, "  two spaces e\u0301", " e\u0301 \n\n x"])
+def test_places_in_a_text_that_is_normalised_first(text):
+    """White space counts too: the front of the text, normalised, is what the tokens spell."""
+    tokenizer = cutter("byte level, NFC")
+    cut = words(tokenizer, text)
+    for n, end in enumerate(read(cut), 1):
+        if end != UNKNOWN:
+            front = text.encode()[:end]
+            whole = b"".join(spelled(tokenizer, cut.ids[:n]))
+            assert whole in (front, unicodedata.normalize("NFC", front.decode(errors="replace")).encode())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", TEXTS + HARD)
 def test_what_was_read_is_what_the_tokens_decode_to(kind, text):
