@@ -229,10 +229,10 @@ class Episodes:
         self.position = int(state["position"])
 
     def __repr__(self) -> str:
-        how = f"shots={self.shots}, seed={self.seed}, ablation={self.ablation!r}, noise={self.noise}, asked={self.asked}"
+        how = (
+            f"shots={self.shots}, seed={self.seed}, ablation={self.ablation!r}, noise={self.noise}, asked={self.asked}"
+        )
         return f"Episodes({self.pool!r}, {how}, position={self.position})"
-
-
 
 
 def demonstrations(task: Task, shots: int = 16, seed: int = 0, ablation: str = "none") -> tuple[Example, ...]:

@@ -30,19 +30,20 @@ from limbeck.core.batch import Batch
 from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals
-from limbeck.core.stage import Objective, Optim, Stage, distill_step, freeze
+from limbeck.core.stage import Objective, Optim, Stage, distill_step
 from limbeck.core.terms import Clock, Terms, per
 from limbeck.data.held import hold_out
 from limbeck.data.pairs import causal_batches
 from limbeck.data.stream import Batches, lm_batches
 from limbeck.losses.divergence import forward_kl, jsd, reverse_kl, soft_cross_entropy, total_variation
-from limbeck.models.load import Dtype, load_model
+from limbeck.models.load import Dtype
 from limbeck.objectives.tokens import check_teacher, hard, logits_on, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import Table
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.model import model_source
 from limbeck.students.load import load_student
+from limbeck.teachers import Teacher, frozen, heard, load_teacher, ready
 
 DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd, "total_variation": total_variation}
 GOALS = ("taid", "linear", *DIVERGENCES)
@@ -56,7 +57,7 @@ class Config(Run):
     out: Path = Path("runs/taid")
     """Folder that the run writes."""
     teacher: str = "limbeck:atlas/weights/lm"
-    """Folder or Hub id of a causal LM; by default the one that ships with limbeck."""
+    """Folder or Hub id of a causal LM, or a store of `limbeck teach`; by default the LM that ships with limbeck."""
     teacher_dtype: Dtype = "float32"
     """Number format in which the teacher is held; losses are computed in float32 whatever it is."""
     student: str = "every-other"
@@ -156,13 +157,15 @@ def interpolated(pace: AdaptiveT) -> Objective:
 
 def taid(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: Teacher,
     stream: Iterable[Batch],
     cfg: Config,
     out: Path | None = None,
     engine: Any = None,
 ) -> dict[str, float]:
-    """Train ``student`` in place towards ``teacher`` on ``stream``; ``out`` and ``engine`` go to ``fit``.
+    """Train ``student`` in place towards ``teacher`` (a model or a source) on ``stream``.
+
+    ``out`` and ``engine`` go to ``fit``.
 
     Returns what ``fit`` says and, where t moves, its last value and ``adaptive_share``.
     """
@@ -174,7 +177,7 @@ def taid(
     said = fit(
         Stage(
             cfg.objective,
-            distill_step(model_source(student), model_source(teacher), goal),
+            distill_step(model_source(student), heard(teacher), goal),
             train={"student": student},
             stream=stream,
             steps=cfg.steps,
@@ -182,7 +185,7 @@ def taid(
             accumulate=cfg.accumulate,
             after=[pace] if paced else [],
             state={"pace": pace} if paced else {},
-            frozen={"teacher": teacher},
+            frozen=frozen(teacher),
             seed=cfg.seed,
             save_every=cfg.save_every,
         ),
@@ -204,14 +207,13 @@ def main(cfg: Config) -> Path:
     """Distil ``cfg.teacher`` into ``cfg.student`` on ``cfg.data``; writes the student and its report to ``cfg.out``."""
     seed_all(cfg.seed)
     paced_by(cfg)
-    teacher, tokenizer = load_model(cfg.teacher, "causal", cfg.teacher_dtype)
+    teacher, tokenizer = load_teacher(cfg.teacher, "causal", cfg.teacher_dtype)
     student = load_student(cfg.student, teacher, tokenizer, "causal")
     split = hold_out(batches(cfg, tokenizer))
     run = begin(cfg, "taid")
     device = run.accelerator.device
-    compare = distill_step(
-        model_source(student.eval().to(device)), model_source(freeze(teacher).to(device)), agreement()
-    )
+    teacher = ready(teacher, device)
+    compare = distill_step(model_source(student.eval().to(device)), heard(teacher), agreement())
     before = measure(compare, split.on(device))
     metrics = taid(student, teacher, split.stream, cfg, run.stage_dir, run.accelerator)
     after = measure(compare, split.on(device))
