@@ -17,7 +17,7 @@ ROOMS = {
     "core": set(),
     "models": {"core"},
     "objectives": PARTS,
-    "sources": PARTS,
+    "sources": {*PARTS, "data.store"},
     "students": {*PARTS, "models"},
     "data": PARTS,
     "condense": PARTS,

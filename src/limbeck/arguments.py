@@ -32,7 +32,7 @@ def parse(cls: type, words: Sequence[str], prog: str, description: str = "") -> 
     import tyro
 
     path, words = take_config(words)
-    known = {field.name for field in dataclasses.fields(cls)}
+    known = {field.name.rstrip("_") for field in dataclasses.fields(cls)}  # import_: Python keeps the word for itself
     _check_flags(words, known, prog)
     default = {} if path is None else {"default": read_config(Path(path), cls, prog.split(" ", 1)[-1])}
     heard = io.StringIO()

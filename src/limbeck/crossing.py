@@ -39,6 +39,7 @@ from limbeck.objectives.across import in_pieces, shared
 from limbeck.objectives.tokens import Divergence, soft
 from limbeck.sources.model import model_source
 from limbeck.sources.vocabulary import elsewhere, padded
+from limbeck.teachers import heard
 
 Kind = Literal["equal", "padded", "different"]
 
@@ -102,9 +103,9 @@ def across(student: Source, teacher: Source, tokenizer: Any, teacher_tokenizer: 
 def side_by_side(student: Any, teacher: Any, tokenizer: Any = None) -> tuple[Source, Source]:
     """Two models that share ``tokenizer`` as sources with equally many logits, however their output layers are padded.
 
-    Without a tokenizer they are taken as they are.
+    The teacher may be a source already. Without a tokenizer they are taken as they are.
     """
-    ours, theirs = model_source(student), model_source(teacher)
+    ours, theirs = model_source(student), heard(teacher)
     if tokenizer is None:
         return ours, theirs
     pair = across(ours, theirs, tokenizer, tokenizer)

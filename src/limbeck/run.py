@@ -193,12 +193,14 @@ def _check_numbers(cfg: Run) -> None:
 
 def _base_model(cfg: Run) -> str | None:
     """The model that the student was made from; a student that is a size or a share was made from its teacher."""
+    from limbeck.data.store.folder import is_store, told_by
     from limbeck.students.layers import parse_size
     from limbeck.students.load import EVERY_OTHER, HALF
 
     named = (getattr(cfg, name, None) for name in ("student", "llm", "model", "teacher"))
     texts = [str(value) for value in named if isinstance(value, str | Path)]
-    return next((text for text in texts if text not in (EVERY_OTHER, HALF) and not parse_size(text)), None)
+    found = next((text for text in texts if text not in (EVERY_OTHER, HALF) and not parse_size(text)), None)
+    return told_by(found) if found and is_store(found) else found
 
 
 def _accelerator(cfg: Run, method: str) -> Accelerator:

@@ -72,6 +72,22 @@ def load_network(name: str | Path, kind: Kind, dtype: Dtype | Literal["auto"] = 
     return model.eval()
 
 
+def new_network(config: Any, kind: Kind) -> Any:
+    """A model of ``config``, randomly initialised (seed it with torch)."""
+    import transformers
+
+    return getattr(transformers, AUTO[kind]).from_config(config, **PLAIN)
+
+
+def load_config(name: str | Path) -> Any:
+    """What a model looks like, without its weights."""
+    from transformers import AutoConfig
+
+    where = place(name)
+    with _loading(f"the configuration of {str(name)!r}"):
+        return AutoConfig.from_pretrained(where, **PLAIN)
+
+
 def load_tokenizer(name: str | Path) -> Any:
     """The tokenizer that stands beside a model."""
     from transformers import AutoTokenizer

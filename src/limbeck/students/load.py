@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from limbeck.core.check import require
-from limbeck.models.load import Kind, load_model
+from limbeck.models.load import Kind, load_model, new_network
 from limbeck.models.tokenizers import check_same_tokenizer
-from limbeck.students.layers import every_other, keep_layers, parse_size, shape, smaller
+from limbeck.students.layers import every_other, keep_layers, parse_size, resized, shape, smaller
 
 EVERY_OTHER, HALF = "every-other", "half"
 
@@ -19,15 +21,40 @@ def load_student(name: str | Path, teacher: Any, tokenizer: Any, kind: Kind) -> 
     ``"6x384"``: the teacher's architecture, 6 layers of width 384, randomly initialised; ``"half"``: half of its
     layers and width; ``"every-other"``: a copy of the teacher with half of its layers; anything else: a folder or Hub
     id, whose tokenizer has to be the teacher's. It is held in float32 whatever the teacher is held in.
+
+    Of a teacher that is not in memory (a source with a ``config``) nothing can be copied, but its shape is known.
     """
     if size := parse_size(str(name)):
-        return smaller(teacher, *size).float()
+        return _anew(name, teacher, kind, *size)
     if name in (EVERY_OTHER, HALF):
-        layers, width, _ = shape(teacher)
+        layers, width, _ = _shape(name, teacher)
         require(layers > 1, f"--student {name}: the teacher has a single layer; give a model or a size like 6x384")
         if name == HALF:
-            return smaller(teacher, layers // 2, width // 2).float()
+            return _anew(name, teacher, kind, layers // 2, width // 2)
+        require(
+            isinstance(teacher, nn.Module),
+            f"--student {name}: copies layers of the teacher, whose weights are not here; give a folder, a Hub id, "
+            "half or a size like 6x384",
+        )
         return keep_layers(teacher, every_other(layers, layers // 2)).float()
     student, own = load_model(name, kind)
     check_same_tokenizer(own, tokenizer)
     return student
+
+
+def _anew(name: str | Path, teacher: Any, kind: Kind, layers: int, width: int) -> Any:
+    """The teacher's architecture at another size, randomly initialised."""
+    if isinstance(teacher, nn.Module):
+        return smaller(teacher, layers, width).float()
+    _shape(name, teacher)
+    return new_network(resized(teacher.config, layers, width), kind).float()
+
+
+def _shape(name: str | Path, teacher: Any) -> tuple[int, int, int]:
+    """Layers, width and heads of the teacher, which has to have a configuration."""
+    require(
+        hasattr(teacher, "config"),
+        f"--student {name}: is made from the teacher, but what {teacher!r} looks like is not known; give a folder or a "
+        "Hub id",
+    )
+    return shape(teacher)

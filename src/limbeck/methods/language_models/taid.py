@@ -30,19 +30,20 @@ from limbeck.atlas import corpora
 from limbeck.core.batch import Batch
 from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
-from limbeck.core.stage import Objective, Optim, Stage, distill_step, freeze
+from limbeck.core.stage import Objective, Optim, Stage, distill_step
 from limbeck.core.terms import Clock
 from limbeck.crossing import side_by_side
 from limbeck.data.held import hold_out
 from limbeck.data.pairs import causal_batches
 from limbeck.data.stream import Batches, lm_batches
 from limbeck.losses.divergence import forward_kl, interpolated_cross_entropy, jsd, reverse_kl, total_variation
-from limbeck.models.load import Dtype, load_model
+from limbeck.models.load import Dtype
 from limbeck.objectives.tokens import Comparing, Comparison, hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import before_and_after
 from limbeck.run import Run, begin, seed_all
 from limbeck.students.load import load_student
+from limbeck.teachers import Teacher, frozen, load_teacher, ready
 
 DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd, "total_variation": total_variation}
 GOALS = ("taid", "linear", *DIVERGENCES)
@@ -56,7 +57,7 @@ class Config(Run):
     out: Path = Path("runs/taid")
     """Folder that the run writes."""
     teacher: str = "limbeck:atlas/weights/lm"
-    """Folder or Hub id of a causal LM; by default the one that ships with limbeck."""
+    """Folder or Hub id of a causal LM, or a store of `limbeck teach`; by default the LM that ships with limbeck."""
     teacher_dtype: Dtype = "float32"
     """Number format in which the teacher is held; losses are computed in float32 whatever it is."""
     student: str = "every-other"
@@ -145,14 +146,16 @@ def interpolated(pace: AdaptiveT) -> Objective:
 
 def taid(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: Teacher,
     stream: Iterable[Batch],
     cfg: Config,
     out: Path | None = None,
     engine: Any = None,
     tokenizer: Any = None,
 ) -> dict[str, float]:
-    """Train ``student`` in place towards ``teacher`` on ``stream``; ``out`` and ``engine`` go to ``fit``.
+    """Train ``student`` in place towards ``teacher`` (a model or a source) on ``stream``.
+
+    ``out`` and ``engine`` go to ``fit``.
 
     With their ``tokenizer``, output layers that are padded differently are cut to one width. Returns what ``fit`` says
     and, where t moves, its last value and ``adaptive_share``.
@@ -173,7 +176,7 @@ def taid(
             accumulate=cfg.accumulate,
             after=[pace] if paced else [],
             state={"pace": pace} if paced else {},
-            frozen={"teacher": teacher},
+            frozen=frozen(teacher),
             seed=cfg.seed,
             save_every=cfg.save_every,
         ),
@@ -195,12 +198,13 @@ def main(cfg: Config) -> Path:
     """Distil ``cfg.teacher`` into ``cfg.student`` on ``cfg.data``; writes the student and its report to ``cfg.out``."""
     seed_all(cfg.seed)
     paced_by(cfg)
-    teacher, tokenizer = load_model(cfg.teacher, "causal", cfg.teacher_dtype)
+    teacher, tokenizer = load_teacher(cfg.teacher, "causal", cfg.teacher_dtype)
     student = load_student(cfg.student, teacher, tokenizer, "causal")
     split = hold_out(batches(cfg, tokenizer))
     run = begin(cfg, "taid")
     device = run.accelerator.device
-    both = side_by_side(student.eval().to(device), freeze(teacher).to(device), tokenizer)
+    teacher = ready(teacher, device)
+    both = side_by_side(student.eval().to(device), teacher, tokenizer)
     run.heed(doctor(*both, tokenizer, batches=split.on(device)))
     compare = distill_step(*both, agreement())
     before = measure(compare, split.on(device))

@@ -1,0 +1,46 @@
+"""A teacher by name, whatever it is: a model, or a store of what one said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.core.signals import Source
+from limbeck.core.stage import freeze
+from limbeck.data.store.folder import TEACHER, is_store
+from limbeck.models.load import Dtype, Kind, load_model, load_tokenizer
+from limbeck.sources.model import model_source
+from limbeck.sources.stored import stored
+
+Teacher = Any
+"""A model, which ``heard`` turns into a source, or a source already."""
+
+
+def load_teacher(name: str | Path, kind: Kind, dtype: Dtype = "float32") -> tuple[Teacher, Any]:
+    """The teacher that ``name`` stands for, and the tokenizer that its texts are to be cut by.
+
+    A folder that ``limbeck teach`` wrote gives a source (``sources.stored``), everything else a model of ``kind`` (see
+    ``models.load.load_model``) held in ``dtype``. Methods take either: ``ready`` before use, then ``heard`` and
+    ``frozen``.
+    """
+    if is_store(name):
+        return stored(name), load_tokenizer(Path(name) / TEACHER)
+    return load_model(name, kind, dtype)
+
+
+def ready(teacher: Teacher, device: torch.device) -> Teacher:
+    """``teacher`` on ``device``, frozen; a source speaks wherever the batch is."""
+    return freeze(teacher).to(device) if isinstance(teacher, nn.Module) else teacher
+
+
+def heard(teacher: Teacher, **asked: Any) -> Source:
+    """``teacher`` as a source; ``asked`` are the signals to record (see ``model_source``)."""
+    return model_source(teacher, **asked) if isinstance(teacher, nn.Module) else teacher
+
+
+def frozen(teacher: Teacher) -> dict[str, nn.Module]:
+    """``Stage.frozen`` for ``teacher``: the model, or nothing."""
+    return {"teacher": teacher} if isinstance(teacher, nn.Module) else {}
