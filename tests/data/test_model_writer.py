@@ -105,8 +105,8 @@ def test_the_end_of_text_is_no_part_of_it(tokenizer):
 def test_messages_go_through_the_chat_template():
     tokenizer, model = tiny_llms.tokenizer(), tiny_llms.build("llama")
     chat = [{"role": "user", "content": "good"}]
-    with pytest.raises(LimbeckError, match="has no chat template"):
-        ModelWriter(model, tokenizer, Decoding("greedy", 5))([chat], 0)
+    plain = ModelWriter(model, tokenizer, Decoding("greedy", 5))([chat, "User:\ngood\n\nAssistant:\n"], 0)
+    assert plain[0] == plain[1], "a tokenizer without a template gets the plain layout"
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} film{% endfor %}"
     said = ModelWriter(model, tokenizer, Decoding("greedy", 5))([chat, "good film"], 0)
     assert said[0] == said[1]

@@ -147,10 +147,12 @@ def test_prompts_of_data(tmp_path):
         {"messages": answered},
         {"messages": CHAT},
         {"prompt": CHAT, "completion": answered[1:]},
+        {"conversations": [{"from": "human", "value": "good?"}, {"from": "gpt", "value": "yes"}], "system": "Be."},
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
     found = read_prompts(path, tokenizer(), 4)
-    assert found == [Prompt("a", " b"), Prompt("a"), Prompt(CHAT, "yes"), Prompt(CHAT), Prompt(CHAT, "yes")]
+    system = Prompt([{"role": "system", "content": "Be."}, *CHAT], "yes")
+    assert found == [Prompt("a", " b"), Prompt("a"), Prompt(CHAT, "yes"), Prompt(CHAT), *[Prompt(CHAT, "yes")], system]
 
 
 def test_running_text_gives_its_beginnings(tmp_path):
@@ -168,9 +170,14 @@ def test_running_text_gives_its_beginnings(tmp_path):
     [
         ({"prompt": " "}, ":1: the prompt is empty"),
         ({"prompt": 3}, ":1: the field 'prompt' must be a string"),
-        ({"messages": []}, ":1: there are no messages to answer"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, ":1: there are no messages to answer"),
-        ({"messages": [{"role": "user"}]}, ":1: message 1 must have a 'role' and a 'content' that are strings"),
+        ({"messages": []}, ":1: the field 'messages' must be a list of messages"),
+        (
+            {"messages": [{"role": "assistant", "content": "a"}]},
+            ":1: there is nothing in front of the assistant's answer",
+        ),
+        ({"messages": [{"role": "user"}]}, ":1: message 1 of 'messages': 'content' must be text"),
+        ({"messages": CHAT, "tools": [{}]}, ":1: the row has tools, which a teacher that writes is not given"),
+        ({"other": "a"}, ":1: the field 'text' is missing"),
     ],
 )
 def test_prompts_that_are_none(tmp_path, line, message):

@@ -53,6 +53,22 @@ def as_chat(row: dict[str, Any], where: str) -> Chat:
     return Chat(messages, taught, where, _tools(row.get("tools"), where))
 
 
+def question(row: dict[str, Any], where: str) -> tuple[list[dict[str, Any]], str | None]:
+    """The messages of a row of data up to an answer of the assistant's that ends them, and that answer if there is one.
+
+    Raises where nothing is asked, and for tools, which a teacher that writes is not given.
+    """
+    require(not row.get("tools"), f"{where}: the row has tools, which a teacher that writes is not given; leave it out")
+    name = next(name for name in ("messages", "conversations", "prompt") if name in row)
+    messages = _messages(row, name, where)
+    messages += _messages(row, "completion", where) if name == "prompt" and row.get("completion") else []
+    if isinstance(row.get("system"), str) and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": row["system"]})
+    answer = messages.pop()["content"] if messages[-1]["role"] == ASSISTANT else None
+    require(messages, f"{where}: there is nothing in front of the assistant's answer, so nothing is asked")
+    return messages, answer
+
+
 def _messages(row: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
     value = row.get(name)
     require(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from limbeck.core.check import LimbeckError, one_of, require
 from limbeck.data.stream import lengths_mask, pad
+from limbeck.data.turns import use_template
 from limbeck.data.written import Text
 
 Decode = Literal["beam", "greedy", "sample"]
@@ -61,7 +62,8 @@ class Decoding:
 class ModelWriter:
     """Writes with ``model`` (causal, or an encoder-decoder that reads the prompts), ``batch`` prompts at a time.
 
-    A ``data.written.Write``. The model is to be in eval mode; messages go through the tokenizer's chat template.
+    A ``data.written.Write``. The model is to be in eval mode; messages go through the tokenizer's chat template (see
+    ``data.turns.use_template``).
     """
 
     def __init__(self, model: Any, tokenizer: Any, how: Decoding, batch: int = 16) -> None:
@@ -94,10 +96,7 @@ class ModelWriter:
             if ids and ids[-1] in self.ends and not self.seq2seq:
                 ids.pop()
         else:
-            require(
-                getattr(self.tokenizer, "chat_template", None),
-                "the prompts are messages, but the teacher's tokenizer has no chat template; give prompts of text",
-            )
+            use_template(self.tokenizer)
             chat = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
             ids = list(self.tokenizer(chat, add_special_tokens=False)["input_ids"])
         require(ids, "a prompt is empty; the first token needs something to follow")

@@ -153,8 +153,8 @@ def _completion(row: dict[str, Any], tokenizer: Any, length: int, where: str) ->
     """
     text, end = field(row, "completion", str, where), tokenizer.eos_token_id
     require(text.strip(), f"{where}: the completion is empty, so there is nothing to learn; remove the row")
-    ended = end is not None and row.get("finished") is not False
-    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *([end] if ended else [])]
+    ends = end is not None and row.get("finished") is not False
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *([end] if ends else [])]
     require(
         len(ids) < length,
         f"{where}: the completion has {len(ids)} tokens, no room for a prompt in rows of {length}; raise --length or "

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,13 +18,14 @@ from typing import Any, NamedTuple
 
 from limbeck.core.check import LimbeckError, require
 from limbeck.core.save import read_json, write_atomic, write_json
+from limbeck.core.track import say
 from limbeck.data.read import read_jsonl
 
 ROWS, SETTINGS, PARTS = "written.jsonl", "written.json", "parts"
 CHUNK = 64  # prompts; what a kill can lose of a model that writes here
 NOTICE = 30.0  # seconds between two lines about progress
 
-Text = str | list[dict[str, str]]  # a prompt: text to be continued, or messages to be answered
+Text = str | list[dict[str, Any]]  # a prompt: text to be continued, or messages to be answered
 Write = Callable[[Sequence[Text], int], Sequence[Sequence[tuple[str, bool]]]]
 """Prompts of a chunk and its number -> for every prompt its texts, each with whether the writer ended it."""
 Filter = Callable[[Mapping[str, Any]], str | None]
@@ -149,9 +149,7 @@ def _told(numbers: Sequence[int]) -> Iterator[int]:
         now = time.monotonic()
         if done and now - told > NOTICE:
             told, left = now, (now - began) / done * (len(numbers) - done)
-            print(
-                f"text by the teacher: {done} of {len(numbers)} chunks, {left:.0f} s to go", file=sys.stderr, flush=True
-            )
+            say(f"text by the teacher: {done} of {len(numbers)} chunks, {left:.0f} s to go")
         yield number
 
 

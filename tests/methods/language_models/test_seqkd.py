@@ -10,7 +10,7 @@ import pytest
 import tiny_llms
 import torch
 from serving import Parrot, Serving
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from limbeck.core.check import LimbeckError
 from limbeck.data.asked import read_prompts
@@ -26,8 +26,10 @@ WORDS = tiny_llms.WORDS
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("seqkd")
-    for kind in ("gpt2", "llama"):
+    for kind in tiny_llms.KINDS:
         tiny_llms.save(kind, folder / kind)
+    chats = [{"messages": [{"role": "user", "content": f"{a} {b}?"}]} for a in WORDS[:4] for b in WORDS[:6]]
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
     rows = [{"prompt": f"{a} {b}", "completion": f" {a} {a}"} for a in WORDS[:6] for b in WORDS[:6]]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "text.txt").write_text("\n".join(f"{a} {b} {a} {b} {b} {a}" for a in WORDS[:6] for b in WORDS[:6]))
@@ -83,10 +85,33 @@ def test_a_teacher_behind_an_api(place, tmp_path, monkeypatch, capsys):
     served = json.loads((out / "metrics.json").read_text())["served"]
     assert (served["in_all"]["replies"], served["model"]) == (36, "parrot")
     assert served["in_all"]["cost"] > 0
-    assert "parrot: 36 replies asked for, 0 from" in capsys.readouterr().out
+    assert "parrot: 36 replies asked for, 0 from" in capsys.readouterr().err
     assert "The served teacher" in (out / "report.html").read_text()
     record = json.loads((out / "run.json").read_text())
     assert record["config"]["teacher"] == server.url
+
+
+def test_an_encoder_decoder(place, tmp_path):
+    out = main(config(place, tmp_path / "run", teacher=str(place / "t5"), data=str(place / "pairs.jsonl")))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert math.isfinite(metrics["held_out"]["nll"])
+    assert AutoModelForSeq2SeqLM.from_pretrained(out).config.num_layers == 1
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_conversations_are_answered_by_the_teacher_and_learned_through_the_template(place, tmp_path, served):
+    settings = {"data": str(place / "chats.jsonl"), "length": 64, "student": str(place / "gpt2")}
+    settings |= {"new_tokens": 20, "stop": ("e", "o")}  # a random model hardly ever ends a text by itself
+    with Serving(Parrot()) as server:
+        teacher = server.url if served else str(place / "llama")
+        out = main(config(place, tmp_path / "run", teacher=teacher, **settings))
+    for row in rows(out):
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        assert row["finished"], "chats that are cut are left out"
+    left = json.loads((out / "metrics.json").read_text())["text"]["left_out"]
+    assert len(rows(out)) + sum(left.values()) == 24
+    assert set(left) <= {"not finished", "empty", "duplicate"}
+    assert "Assistant" in AutoTokenizer.from_pretrained(out).chat_template
 
 
 def test_a_run_that_stops_while_the_teacher_writes_goes_on(place, tmp_path, monkeypatch):
@@ -120,7 +145,7 @@ def test_the_student_learns_what_the_teacher_writes(place, tmp_path):
     tokenizer = tiny_llms.tokenizer()
     cfg = Config(tmp_path, steps=60, batch=6, length=16, lr=1e-2)
     prompts = read_prompts(place / "pairs.jsonl", tokenizer, 3)
-    said = seqkd(student, tokenizer, prompts, lambda texts, number: [[(" red blue", True)]] * len(texts), cfg, tmp_path)
+    said = seqkd(student, tokenizer, prompts, lambda texts, number: [[(" red blue", True)]] * len(texts), cfg)
     assert said["held_out"]["nll"] < 0.1 < said["before"]["nll"]
     answer = ModelWriter(student.eval(), tokenizer, Decoding("greedy", 6))(["good bad"], 0)
     assert answer == [[(" red blue", True)]]
@@ -144,8 +169,8 @@ def test_texts_that_do_not_fit_a_row_are_left_out_and_unfinished_ones_if_asked(p
     prompts = read_prompts(place / "pairs.jsonl", tiny_llms.tokenizer(), 3)
     student = tiny_llms.build("gpt2")
     for unfinished, left in (("keep", {"too long": 8}), ("drop", {"not finished": 18, "too long": 4})):
-        cfg = Config(tmp_path, steps=1, batch=4, length=16, unfinished=unfinished)
-        said = seqkd(student, tiny_llms.tokenizer(), prompts, write, cfg, tmp_path / unfinished)
+        cfg = Config(tmp_path / unfinished, steps=1, batch=4, length=16, unfinished=unfinished)
+        said = seqkd(student, tiny_llms.tokenizer(), prompts, write, cfg)
         assert said["text"]["left_out"] == left
 
 

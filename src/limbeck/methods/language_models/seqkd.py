@@ -5,8 +5,8 @@ Says:       the teacher writes, and the student learns its text with plain cross
             over whole sequences is replaced by its mode (beam search) or by samples. Any teacher that can write will
             do, a model here or one behind an API.
 Parts:      writers (data.written, data.model_writer, sources.served) | objectives (hard) | core.fit
-Needs:      prompts: jsonl with prompt or messages, or running text that is cut into prompts. Teacher and student may
-            have different tokenizers. Batch: ids, mask, targets, answer.
+Needs:      prompts: rows with prompt, conversations, or running text that is cut into prompts. Teacher and student,
+            causal or encoder-decoder, may have different tokenizers. Batch: ids, mask, targets, answer.
 Departures: no word-level distillation beside it. --decode sample, text drawn from the teacher, is what the on-policy
             papers call SeqKD and what an API can give. A text cut at the limit of tokens is taught without an end.
 Checked:    written text against transformers' own generate; sentence BLEU by hand; `hard` has tests of its own.
@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from limbeck.analyses.doctor import doctor
 from limbeck.analyses.measure import measure
 from limbeck.atlas.tasks import partition
 from limbeck.core.batch import Batch
@@ -30,17 +31,20 @@ from limbeck.core.fit import fit
 from limbeck.core.save import read_json
 from limbeck.core.signals import Signals
 from limbeck.core.stage import Optim, Stage, distill_step
+from limbeck.core.track import say
 from limbeck.data.asked import read_prompts
 from limbeck.data.held import Split, hold_out
-from limbeck.data.pairs import causal_batches
+from limbeck.data.pairs import causal_batches, seq2seq_batches
+from limbeck.data.stream import Batches
 from limbeck.data.tasks import Episode, Episodes, TaskPool
 from limbeck.data.templates import LAYOUTS
 from limbeck.data.written import SETTINGS, Prompt, Write
 from limbeck.evaluation.metrics import sentence_bleu
+from limbeck.evaluation.model import start_token
 from limbeck.models.load import Dtype, load_model
 from limbeck.objectives.tokens import hard
-from limbeck.report.sections import KeyValues, Section, Table
-from limbeck.run import Run, begin, seed_all
+from limbeck.report.sections import KeyValues, Section, before_and_after
+from limbeck.run import Run, Started, begin, seed_all
 from limbeck.sources.model import model_source
 from limbeck.sources.wire import is_url
 from limbeck.students.layers import parse_size
@@ -57,13 +61,13 @@ class Config(Writing, Run):
     out: Path = Path("runs/seqkd")
     """Folder that the run writes."""
     teacher: str = "limbeck:atlas/weights/lm"
-    """Folder or Hub id of a causal LM, or the address of a server (http://...); by default the one of the atlas."""
+    """Folder or Hub id of a language model, or the address of a server (http://...); by default that of the atlas."""
     teacher_dtype: Dtype = "float32"
     """Number format in which a teacher here is held."""
     student: str = "every-other"
     """Folder or Hub id, with a tokenizer of its own; 6x384, half or every-other: made from a teacher here."""
     data: str | None = None
-    """jsonl with prompt or messages, or text (jsonl, txt, parquet, folder, Hub id); by default tasks of the atlas."""
+    """Prompts, conversations or text (jsonl, json, txt, parquet, folder, Hub id); by default tasks of the atlas."""
     prompts: int | None = None
     """How many prompts are taken, the first ones; None: all, of the atlas 300."""
     prompt_length: int = 32
@@ -79,26 +83,33 @@ class Config(Writing, Run):
 
 
 def seqkd(
-    student: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    write: Write,
-    cfg: Config,
-    out: Path,
-    engine: Any = None,
+    student: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], write: Write, cfg: Config, run: Started | None = None
 ) -> dict[str, Any]:
-    """Let the teacher ``write`` for ``prompts`` into ``out``/written, and train ``student`` in place on that.
+    """Let the teacher ``write`` for ``prompts`` into ``cfg.out``/written, and train ``student`` in place on that.
 
-    ``tokenizer`` is the student's. Returns what ``fit`` says, the mean negative log-likelihood of held-out text before
-    and after, and what was written (``text``). Stopped anywhere, the same call goes on.
+    ``tokenizer`` is the student's, ``run`` the run that this is part of, if it is. Returns what ``fit`` says, the mean
+    negative log-likelihood of held-out text before and after, and what was written (``text``). Stopped anywhere, the
+    same call goes on.
     """
+    out, engine = Path(cfg.out), None if run is None else run.accelerator
     filters = usual_filters(cfg, tokenizer, cfg.length - 2)
     path = written(prompts, write, cfg, filters, sentence_bleu, out / "written", engine)
-    split = hold_out(causal_batches(path, tokenizer, cfg.length, cfg.batch, cfg.seed))
+    split = hold_out(batches(path, student, tokenizer, cfg))
+    if run is not None:
+        run.heed(
+            doctor(model_source(student.to(run.accelerator.device)), silent, tokenizer, batches=_on(split, engine))
+        )
     before = likelihood(student, split, engine)
     said = learn(student, split.stream, cfg, out / "stages", engine)
     after = likelihood(student, split, engine)
     return {**said, split.name: after, "before": before, "text": read_json(path.parent / SETTINGS)}
+
+
+def batches(path: Path, student: Any, tokenizer: Any, cfg: Config) -> Batches:
+    """What was written, as batches for the kind of model that ``student`` is."""
+    if student.config.is_encoder_decoder:
+        return seq2seq_batches(path, tokenizer, cfg.length, cfg.batch, start_token(student), cfg.seed)
+    return causal_batches(path, tokenizer, cfg.length, cfg.batch, cfg.seed)
 
 
 def learn(
@@ -126,9 +137,13 @@ def silent(batch: Batch) -> Signals:
 
 def likelihood(student: nn.Module, split: Split, engine: Any = None) -> dict[str, float]:
     """``nll``: nats per supervised token of the rows that are not trained on."""
-    device = next(student.parameters()).device if engine is None else engine.device
-    step = distill_step(model_source(student.eval().to(device)), silent, hard())
-    return {"nll": measure(step, split.on(device))["hard"]}
+    rows = _on(split, engine)
+    student.eval().to(rows[0]["ids"].device)
+    return {"nll": measure(distill_step(model_source(student), silent, hard()), rows)["hard"]}
+
+
+def _on(split: Split, engine: Any) -> list[Batch]:
+    return split.batches if engine is None else split.on(engine.device)
 
 
 def main(cfg: Config) -> Path:
@@ -139,12 +154,12 @@ def main(cfg: Config) -> Path:
     write, server = writer(cfg, *teacher)
     prompts = prompts_of(cfg, tokenizer)
     run = begin(cfg, "seqkd")
-    if teacher:
-        teacher[0].to(run.accelerator.device)
-    metrics = seqkd(student, tokenizer, prompts, write, cfg, run.out, run.accelerator)
+    for model in teacher[:1]:
+        model.to(run.accelerator.device)
+    metrics = seqkd(student, tokenizer, prompts, write, cfg, run)
     if server is not None:
         metrics["served"] = server.bill()
-        print(server.receipt())
+        say(server.receipt())
         server.close()
     return run.finish(student, tokenizer, metrics, sections(metrics))
 
@@ -157,11 +172,11 @@ def models(cfg: Config) -> tuple[Any, Any, tuple[Any, ...]]:
             not made,
             f"--student {cfg.student} is made from its teacher, but {cfg.teacher} is behind an API; name a model",
         )
-        return *load_model(cfg.student, "causal"), ()
-    teacher, tokenizer = load_model(cfg.teacher, "causal", cfg.teacher_dtype)
+        return *load_model(cfg.student, "language"), ()
+    teacher, tokenizer = load_model(cfg.teacher, "language", cfg.teacher_dtype)
     if made:
-        return load_student(cfg.student, teacher, tokenizer, "causal"), tokenizer, (teacher, tokenizer)
-    return *load_model(cfg.student, "causal"), (teacher, tokenizer)
+        return load_student(cfg.student, teacher, tokenizer, "language"), tokenizer, (teacher, tokenizer)
+    return *load_model(cfg.student, "language"), (teacher, tokenizer)
 
 
 def settled(cfg: Config) -> Config:
@@ -187,8 +202,7 @@ def _shown(episode: Episode) -> Prompt:
 def sections(metrics: Mapping[str, Any]) -> list[Section]:
     """The report's own parts: the student on the teacher's text, what was written, what it cost."""
     name = "held_out" if "held_out" in metrics else "training_rows"
-    row = ("negative log-likelihood", metrics["before"]["nll"], metrics[name]["nll"])
     title = f"Student on the teacher's text, {name.replace('_', ' ')}"
-    parts: list[Section] = [Table(title, ("", "before", "after"), [row], "Nats per token.")]
+    parts: list[Section] = [before_and_after(title, metrics["before"], metrics[name], "Nats per token.")]
     parts.append(KeyValues("What the teacher wrote", metrics["text"]))
     return [*parts, KeyValues("The served teacher", metrics["served"])] if "served" in metrics else parts
