@@ -60,6 +60,7 @@ def test_a_dead_process_holds_no_claim(file):
 
 
 def test_a_claim_from_another_machine_stands_until_its_time_is_over(file):
+    assert keep(file, "other")  # the file is made when it is first used
     with sqlite3.connect(file.path) as db:
         db.execute("INSERT INTO claims VALUES ('a', 'x', 'elsewhere', 1, 1e12), ('b', 'x', 'elsewhere', 1, 1.0)")
     assert file.claim("a", 60) is None

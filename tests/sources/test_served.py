@@ -144,7 +144,7 @@ def test_a_busy_server_is_waited_for_as_long_as_it_answers_anybody(server, tmp_p
 @pytest.mark.parametrize(
     ("fault", "attempts", "message"),
     [
-        ("500", 3, r"it answers with status 500 \(.*no, 500\); gave up after 3 attempts to answer the prompt 'word 0'"),
+        ("500", 3, r"it answers with status 500 \(.*no, 500.*\); gave up after 3 attempts to answer the prompt 'word 0'"),
         ("cut", 2, "the connection failed .*gave up after 2 attempts"),
         ("slow:4", 1, "no reply within 0.5 s; gave up after 1 attempts"),
         ("broken", 2, "expected JSON, but got"),
@@ -152,7 +152,7 @@ def test_a_busy_server_is_waited_for_as_long_as_it_answers_anybody(server, tmp_p
         ("error", 2, "upstream is tired"),
         ("choices", 5, r"expected 1 choices, but got 2 \(numbered \[0, 0\]\); gave up after 2 attempts"),
         ("429:700", 1, r"asks to wait 700 s \(.*\); start the same command again then"),
-        ("400", 1, r"refuses a request with status 400 \(.*no, 400\); change the request"),
+        ("400", 1, r"refuses a request with status 400 \(.*no, 400.*\); change the request"),
         ("401", 1, "refuses .* 401 .*; put the key into the environment variable A_KEY"),
         ("404", 1, r"refuses .* 404 .*; check the address, which mostly ends in /v1, and --served-model"),
         ("quota", 1, "refuses .* 429 .*; see to the account"),
