@@ -37,7 +37,6 @@ from limbeck.losses.divergence import forward_kl
 from limbeck.models.tokenizers import check_same_tokenizer
 from limbeck.objectives.across import in_pieces, shared
 from limbeck.objectives.tokens import Divergence, soft
-from limbeck.sources.model import model_source
 from limbeck.sources.vocabulary import elsewhere, padded
 from limbeck.teachers import heard
 
@@ -78,14 +77,14 @@ def across(student: Source, teacher: Source, tokenizer: Any, teacher_tokenizer: 
     """How ``student``, which reads by ``tokenizer``, is compared with ``teacher``, which reads by its own.
 
     Raises ``LimbeckError`` where they cannot be: a tokenizer without tokenizer.json, hardly a token in common, or an
-    output layer that is narrower than the tokenizer. Sources without a model (stored, served) are taken as they are.
+    output layer that is narrower than the tokenizer. Sources of which the width is not known are taken as they are.
     """
     tokenizers = (tokenizer, teacher_tokenizer)
     made = partial(Across, tokenizers=tokenizers)
     if reason := _differ(*tokenizers):
         note = f"{reason}; compared where both have read the same bytes, by what their tokens spell"
         return made(student, elsewhere(teacher), "different", note, events=shared_events(*tokenizers))
-    widths = [head_width(model_behind(source)) for source in (student, teacher)]
+    widths = [_width(source) for source in (student, teacher)]
     size = _tokens(tokenizer)
     for width, whose in zip(widths, ("student", "teacher"), strict=True):
         require(
@@ -101,11 +100,11 @@ def across(student: Source, teacher: Source, tokenizer: Any, teacher_tokenizer: 
 
 
 def side_by_side(student: Any, teacher: Any, tokenizer: Any = None) -> tuple[Source, Source]:
-    """Two models that share ``tokenizer`` as sources with equally many logits, however their output layers are padded.
+    """A model and a teacher that share ``tokenizer`` as sources with equally many logits, however they are padded.
 
     The teacher may be a source already. Without a tokenizer they are taken as they are.
     """
-    ours, theirs = model_source(student), heard(teacher)
+    ours, theirs = heard(student), heard(teacher)
     if tokenizer is None:
         return ours, theirs
     pair = across(ours, theirs, tokenizer, tokenizer)
@@ -122,6 +121,11 @@ def _differ(ours: Any, theirs: Any) -> str:
         sizes = f"{_tokens(ours)} and {_tokens(theirs)} tokens"
         return f"student and teacher read by different tokenizers of {sizes}"
     return ""
+
+
+def _width(source: Source) -> int | None:
+    """How many logits a source gives, if that is known without asking it."""
+    return head_width(model_behind(source)) or getattr(source, "width", None)
 
 
 def _tokens(tokenizer: Any) -> int:

@@ -34,8 +34,11 @@ def causal_batches(source: str | Path, tokenizer: Any, length: int, batch: int, 
 
     Conversations (``data.chats``) and rows with ``prompt`` and ``completion`` give one row each, supervised on what the
     assistant says or on the completion (``read_supervised``); ``data.packing.repacked`` puts several into one. All else
-    is running text with a field ``text``, packed into windows of ``length`` (``lm_batches``).
+    is running text with a field ``text``, packed into windows of ``length`` (``lm_batches``). Rows that are token ids
+    already (``read_ids``) are taken as they are.
     """
+    if has_ids(source):
+        return row_batches(read_ids(source, length), batch, seed)
     if has_pairs(source):
         return row_batches(read_supervised(source, tokenizer, length), batch, seed)
     return lm_batches(read_text(source), tokenizer, length, batch, seed)
@@ -50,6 +53,29 @@ def has_pairs(source: str | Path) -> bool:
         f"{where}: expected 'messages', 'conversations', 'prompt' and 'completion', or 'text', but the row has "
         f"{', '.join(map(repr, first)) or 'no fields'}",
     )
+    return found
+
+
+def has_ids(source: str | Path) -> bool:
+    """Whether the first row of ``source`` is token ids."""
+    return "ids" in next(iter(read_rows(source)))[1]
+
+
+def read_ids(source: str | Path, length: int) -> list[Row]:
+    """Rows of token ids, at most ``length`` of them: ``ids``, and ``keep``, the runs [begin, end] that are learned.
+
+    ``limbeck teach --import`` writes them; cut rows would be others than the teacher was asked about.
+    """
+    found = []
+    for where, one in read_rows(source):
+        ids, runs = field(one, "ids", list, where), field(one, "keep", list, where)
+        require(
+            len(ids) <= length, f"{where}: has {len(ids)} tokens, but rows are to have at most {length}; raise --length"
+        )
+        keep = np.zeros(len(ids), bool)
+        for begin, end in runs:
+            keep[begin:end] = True
+        found.append(row(ids, keep))
     return found
 
 

@@ -74,9 +74,7 @@ def load_network(name: str | Path, kind: Kind, dtype: Dtype | Literal["auto"] = 
 
 def new_network(config: Any, kind: Kind) -> Any:
     """A model of ``config``, randomly initialised (seed it with torch)."""
-    import transformers
-
-    return getattr(transformers, AUTO[kind]).from_config(config, **PLAIN)
+    return _class(config, kind).from_config(config, **PLAIN)
 
 
 def load_config(name: str | Path) -> Any:
@@ -103,9 +101,17 @@ def _auto(where: str, kind: Kind) -> Any:
 
     if kind not in ("language", "saved"):
         return getattr(transformers, AUTO[kind])
-    config = transformers.AutoConfig.from_pretrained(where, **PLAIN)
+    return _class(transformers.AutoConfig.from_pretrained(where, **PLAIN), kind)
+
+
+def _class(config: Any, kind: Kind) -> Any:
+    """The class of transformers for ``config`` as a ``kind``."""
+    import transformers
+
     if kind == "saved":
         return getattr(transformers, (config.architectures or ["AutoModel"])[0])
+    if kind != "language":
+        return getattr(transformers, AUTO[kind])
     return getattr(transformers, AUTO["seq2seq" if config.is_encoder_decoder else "causal"])
 
 

@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from limbeck.analyses.agreement import MEASURES, ByRow, Interval, agreement, difference, interval
 from limbeck.analyses.cost import megabytes, parameters, tokens_per_second
 from limbeck.core.batch import Batch
 from limbeck.report.sections import Cell, Section, Spread, Table
 from limbeck.report.terminal import print_table
 from limbeck.sources.model import model_source
+from limbeck.teachers import heard
 
 COLUMNS = {"kl": "KL to the teacher", "top1": "same first token", "nll": "negative log-likelihood"}
 ROWS = {"held_out": "held-out rows", "training_rows": "rows of the training data"}
@@ -27,9 +30,11 @@ class Contest:
     """
 
     def __init__(self, teacher: Any, batches: Sequence[Batch], name: str) -> None:
-        self.teacher, self.batches, self.name = model_source(teacher), batches, name
+        self.teacher, self.batches, self.name = heard(teacher), batches, name
         self.found: dict[str, ByRow] = {"teacher": agreement(self.teacher, None, batches)}
-        self.costs: dict[str, dict[str, float]] = {"teacher": self._cost(teacher)}
+        self.costs: dict[str, dict[str, float]] = {}
+        if isinstance(teacher, nn.Module):  # what is read from a store costs next to nothing
+            self.costs["teacher"] = self._cost(teacher)
 
     def enter(self, name: str, student: Any, price: bool = True) -> Any:
         """Measure ``student``, and what it costs if ``price``; returns it."""
@@ -56,7 +61,7 @@ class Contest:
     def sections(self) -> list[Section]:
         """The tables of a report."""
         rivals = [gap(one, other, self.found) for one, other in self._rivals()]
-        return [standing(self.found, self.name), *rivals, prices(self.costs, "teacher")]
+        return [standing(self.found, self.name), *rivals, prices(self.costs, next(iter(self.costs)))]
 
     def print(self) -> None:
         """The same tables on the terminal."""

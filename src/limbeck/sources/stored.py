@@ -61,6 +61,11 @@ class Stored:
             filled += len(positions)
         return Signals(readout=told(parts, slots, self.store.book, batch["ids"].device))
 
+    @property
+    def width(self) -> int | None:
+        """How many logits it gives; None if it holds hidden states."""
+        return None if self.store.card["hidden"] else self.store.book.size
+
     @cached_property
     def config(self) -> Any:
         """The configuration of the teacher's model."""

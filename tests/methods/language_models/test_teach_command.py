@@ -10,6 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from limbeck.cli import main as limbeck
 from limbeck.core.check import LimbeckError
+from limbeck.methods.language_models.distill import Config as Distill
+from limbeck.methods.language_models.distill import main as distill
 from limbeck.methods.language_models.taid import Config as Taid
 from limbeck.methods.language_models.taid import main as taid
 from limbeck.methods.language_models.teach import Config, write_store
@@ -61,6 +63,21 @@ def test_a_student_of_the_store_learns_as_one_of_the_model(files, tmp_path, obje
         torch.testing.assert_close(a, b, atol=2e-3, rtol=0.05, msg=name)
 
 
+def test_distill_packed_and_beside_sft_from_a_store(files, tmp_path):
+    """``limbeck distill`` on padded rows of the model and on packed rows of the store."""
+    ends = []
+    for name, pack in (("teacher", False), ("store", True)):
+        settings = {"data": str(files / "pairs.jsonl"), "length": 20, "steps": 3, "batch": 4, "student": "1x16"}
+        compare = {"compare": "sft", "pack": pack} if pack else {}
+        out = distill(Distill(tmp_path / name, teacher=str(files / name), **settings, **compare))
+        ends.append(json.loads((out / "metrics.json").read_text()))
+    assert ends[1]["held_out"]["distilled"]["kl"]["mean"] > 0
+    assert ends[0]["held_out"]["before"]["kl"]["mean"] == pytest.approx(
+        ends[1]["held_out"]["before"]["kl"]["mean"], abs=0.05
+    )
+    assert set(ends[1]["cost"]) == {"distilled", "sft"}
+
+
 def test_the_command_line(files, tmp_path, capsys):
     words = ["teach", "--teacher", str(files / "teacher"), "--data", str(files / "text.txt"), "--length", "16"]
     assert limbeck([*words, "--out", str(tmp_path / "store"), "--top", "8", "--hidden", "-1", "0"]) == 0
@@ -84,6 +101,11 @@ def test_import_from_the_command_line(files, tmp_path, capsys):
     words = ["teach", "--import", "vllm", "--teacher", str(files / "teacher"), "--data", str(tmp_path / "said.jsonl")]
     assert limbeck([*words, "--out", str(tmp_path / "store")]) == 0
     assert "342 tokens of 38 texts" in capsys.readouterr().out
+    settings = {"data": str(tmp_path / "store" / "rows.jsonl"), "length": 10}
+    out = learned(files, tmp_path / "store", tmp_path / "run", **settings)
+    assert json.loads((out / "metrics.json").read_text())["loss"] > 0
+    with pytest.raises(LimbeckError, match=r"rows.jsonl:1: has 10 tokens, but rows are to have at most 9"):
+        learned(files, tmp_path / "store", tmp_path / "other", **settings | {"length": 9})
     assert limbeck(["teach", "--import", "vllm", "--out", str(tmp_path / "other")]) == 2
     assert "--import vllm: needs --data" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limbeck.core.check import LimbeckError, require
-from limbeck.data.read import files, read_jsonl
+from limbeck.data.read import read_rows
 from limbeck.data.store.distillkit import Scheme, read_scheme
 
 Candidates = tuple[np.ndarray, np.ndarray]
@@ -39,8 +39,7 @@ def read_vllm(path: Path, top: int) -> Iterator[Spoken]:
     ``return_tokens_as_token_ids``. Field names are those of vLLM 0.10 to 0.15's documentation; a file of a real server
     has not been tried.
     """
-    for number, row in read_jsonl(path):
-        where = f"{path}:{number}"
+    for where, row in read_rows(path):
         choices = row.get("choices") or row.get("outputs") or [{}]
         for choice in choices:
             yield _vllm_choice(row | choice if "choices" in row else row | {"spoken": choice}, choice, where, top)
@@ -106,7 +105,7 @@ def read_axolotl(path: Path, top: int) -> Iterator[Spoken]:
     Its lists hold the top tokens alone, made to sum to 1 (at ``kd_temperature``): what the others had is lost. Its
     plugin sets a list beside the token that it predicts, other writers one before; see ``aligned``.
     """
-    for where, row in _rows(path):
+    for where, row in read_rows(path):
         ids = _ids(row.get("input_ids"), f"{where}: input_ids", "axolotl's prepared rows have it")
         parts = [row.get(f"target_{name}") for name in ("token_ids", "logprobs", "mask")]
         require(
@@ -130,7 +129,7 @@ def read_distillkit(path: Path, top: int) -> Iterator[Spoken]:
     refused.
     """
     scheme: Scheme | None = None
-    for where, row in _rows(path):
+    for where, row in read_rows(path):
         ids = _ids(row.get("input_ids"), f"{where}: input_ids", "DistillKit's sampler writes it")
         if "compressed_logprobs" in row and "bytepacked_indices" in row:
             scheme = scheme or read_scheme(path if path.is_dir() else path.parent)
@@ -178,28 +177,3 @@ def _moved(one: Spoken, step: int) -> Spoken:
     """Lists ``step`` earlier; without empty ones and those for a token that the text does not have."""
     moved = {at - step: said for at, said in one.after.items() if len(said[0])}
     return one._replace(after={at: said for at, said in moved.items() if 0 <= at < len(one.ids) - 1})
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of jsonl or parquet files, with the place where each stands."""
-    for file in files(path, (".jsonl", ".parquet")):
-        if file.suffix == ".jsonl":
-            yield from ((f"{file}:{number}", row) for number, row in read_jsonl(file))
-        else:
-            yield from _parquet(file)
-
-
-def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ImportError:
-        raise LimbeckError(f"{file}: reading parquet needs pyarrow; pip install 'limbeck[data]'") from None
-    try:
-        table = parquet.ParquetFile(file)
-    except (ArrowInvalid, OSError) as error:
-        raise LimbeckError(f"{file}: expected a parquet file, but it cannot be read: {error}") from None
-    number = 0
-    for batch in table.iter_batches(batch_size=64):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{file} row {number}", row

@@ -30,7 +30,7 @@ from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
 from limbeck.core.save import make_folder
 from limbeck.core.signals import Signals
-from limbeck.core.stage import Objective, Optim, Stage, Step, distill_step, freeze
+from limbeck.core.stage import Objective, Optim, Stage, Step, distill_step
 from limbeck.data.held import hold_out
 from limbeck.data.packing import padding, repacked
 from limbeck.data.pairs import causal_batches, seq2seq_batches
@@ -44,8 +44,7 @@ from limbeck.losses.divergence import (
     skew_reverse_kl,
     total_variation,
 )
-from limbeck.models.load import load_model
-from limbeck.models.placement import Held, held, placed, settled
+from limbeck.models.placement import Held, held
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.students import Contest
@@ -53,6 +52,7 @@ from limbeck.run import Run, begin, save_artefact, seed_all
 from limbeck.sources.model import model_source
 from limbeck.students.adapters import learning, merged, with_lora
 from limbeck.students.load import load_student
+from limbeck.teachers import Teacher, frozen, heard, load_teacher, ready
 
 DIVERGENCES = {
     "forward_kl": forward_kl,
@@ -72,7 +72,7 @@ class Config(Run):
     out: Path = Path("runs/distill")
     """Folder that the run writes."""
     teacher: str = "limbeck:atlas/weights/lm"
-    """Folder or Hub id of a language model, causal or encoder-decoder; by default the one that ships with limbeck."""
+    """Folder or Hub id of a language model, or a store of `limbeck teach`; by default the LM that comes along."""
     teacher_dtype: Held = "float32"
     """How the teacher is held; auto: as it was saved; int8 and nf4 quantise it while loading (bitsandbytes)."""
     teacher_map: str | None = None
@@ -119,15 +119,15 @@ def objective(cfg: Config) -> Objective:
     return weighted(soft=(1 - cfg.hard, near), hard=(cfg.hard, hard())) if cfg.hard else near
 
 
-def step_of(student: nn.Module, teacher: nn.Module, cfg: Config) -> Step:
+def step_of(student: nn.Module, teacher: Teacher, cfg: Config) -> Step:
     """What a batch says; for ``sft`` the teacher is not asked."""
-    asked = _silent if cfg.objective == SFT else model_source(teacher)
+    asked = _silent if cfg.objective == SFT else heard(teacher)
     return distill_step(model_source(student), asked, objective(cfg))
 
 
 def distill(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: Teacher,
     stream: Iterable[Batch],
     cfg: Config,
     out: Path | None = None,
@@ -138,7 +138,6 @@ def distill(
     Returns what ``fit`` says. A teacher that is quantised or spread over devices stays where it is.
     """
     check(cfg)
-    freeze(teacher)
     student.train()  # also what stands around adapters
     stage = Stage(
         cfg.objective,
@@ -148,7 +147,7 @@ def distill(
         steps=cfg.steps,
         optim=Optim(cfg.lr, "cosine", cfg.warmup),
         accumulate=cfg.accumulate,
-        frozen={} if settled(teacher) else {"teacher": teacher},
+        frozen=frozen(teacher),
         seed=cfg.seed,
         save_every=cfg.save_every,
     )
@@ -171,7 +170,7 @@ def main(cfg: Config) -> Path:
     """Distil ``cfg.teacher`` into ``cfg.student`` on ``cfg.data``; writes the student and its report to ``cfg.out``."""
     check(cfg)
     seed_all(cfg.seed)
-    teacher, tokenizer = load_model(cfg.teacher, "language", **held(cfg.teacher_dtype, cfg.teacher_map))
+    teacher, tokenizer = load_teacher(cfg.teacher, "language", **held(cfg.teacher_dtype, cfg.teacher_map))
     if cfg.chat_template is not None:
         tokenizer.chat_template = existing(cfg.chat_template).read_text(encoding="utf-8")
     student = student_of(cfg, teacher, tokenizer)
@@ -179,7 +178,7 @@ def main(cfg: Config) -> Path:
     stream = repacked(split.stream, cfg.length) if cfg.pack else split.stream
     run = begin(cfg, "distill")
     device, alone = run.accelerator.device, deepcopy(student) if cfg.compare == SFT else None
-    contest = Contest(placed(teacher, device), split.on(device), split.name)
+    contest = Contest(ready(teacher, device), split.on(device), split.name)
     contest.enter("before", student.eval().to(device), price=False)
     metrics: dict[str, Any] = distill(student, teacher, copy(stream), cfg, run.stage_dir, run.accelerator)
     if cfg.lora and run.accelerator.is_main_process:

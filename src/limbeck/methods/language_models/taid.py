@@ -198,7 +198,7 @@ def main(cfg: Config) -> Path:
     """Distil ``cfg.teacher`` into ``cfg.student`` on ``cfg.data``; writes the student and its report to ``cfg.out``."""
     seed_all(cfg.seed)
     paced_by(cfg)
-    teacher, tokenizer = load_teacher(cfg.teacher, "causal", cfg.teacher_dtype)
+    teacher, tokenizer = load_teacher(cfg.teacher, "causal", dtype=cfg.teacher_dtype)
     student = load_student(cfg.student, teacher, tokenizer, "causal")
     split = hold_out(batches(cfg, tokenizer))
     run = begin(cfg, "taid")

@@ -15,16 +15,15 @@ from typing import Annotated, Any, Literal
 from accelerate import Accelerator
 from tyro.conf import arg
 
-from limbeck.atlas import corpora
 from limbeck.core.check import require
 from limbeck.core.device import Device, pick
-from limbeck.core.stage import freeze
-from limbeck.data.pairs import causal_batches
+from limbeck.data.read import existing
 from limbeck.data.store.folder import is_store
 from limbeck.data.store.imports import import_store
 from limbeck.data.store.teach import Keep, teach
-from limbeck.data.stream import Batches, lm_batches
-from limbeck.models.load import Dtype, load_config, load_model, load_tokenizer
+from limbeck.methods.language_models import distill
+from limbeck.models.load import load_config, load_model, load_tokenizer
+from limbeck.models.placement import Held, held, placed
 from limbeck.sources.model import model_source
 
 
@@ -35,11 +34,15 @@ class Config:
     out: Path = Path("runs/store")
     """Folder that the store is written to; one that was begun with the same settings is gone on with."""
     teacher: str = "limbeck:atlas/weights/lm"
-    """Folder or Hub id of a causal LM; with --import, whose tokenizer made the ids (its weights are not loaded)."""
-    teacher_dtype: Dtype = "float32"
-    """Number format in which the teacher is held."""
+    """Folder or Hub id of a language model; with --import, whose tokenizer made the ids (no weights are loaded)."""
+    teacher_dtype: Held = "float32"
+    """How the teacher is held; auto: as it was saved; int8 and nf4 quantise it while loading (bitsandbytes)."""
+    teacher_map: str | None = None
+    """auto spreads the teacher over all devices, and memory and disk where they do not suffice (device_map)."""
     data: str | None = None
-    """As for the method that is to learn from it: rows with prompt and completion, or text; by default the atlas."""
+    """As for the method that is to learn from it: conversations, prompts with completions, or text."""
+    chat_template: Path | None = None
+    """File with a Jinja chat template in place of the tokenizer's own; as for the method that is to learn from it."""
     import_: Annotated[Literal["vllm", "axolotl", "distillkit"] | None, arg(name="import")] = None
     """Read --data as log-probabilities that one of these programs wrote, instead of asking the teacher."""
     length: int = 128
@@ -74,13 +77,16 @@ def write_store(cfg: Config) -> Path:
 
 
 def _taught(cfg: Config, engine: Accelerator) -> dict[str, int]:
-    model, tokenizer = load_model(cfg.teacher, "causal", cfg.teacher_dtype)
+    model, tokenizer = load_model(cfg.teacher, "language", **held(cfg.teacher_dtype, cfg.teacher_map))
+    if cfg.chat_template is not None:
+        tokenizer.chat_template = existing(cfg.chat_template).read_text(encoding="utf-8")
     layers = tuple(_layer(number, model.config.num_hidden_layers) for number in cfg.hidden)
     keep = Keep(cfg.top, cfg.tilts, cfg.within, layers)
     about = {"teacher": cfg.teacher, "dtype": cfg.teacher_dtype, "data": cfg.data or "atlas", "length": cfg.length}
-    stream, config = batches(cfg, tokenizer), model.config
-    source = model_source(freeze(model).to(engine.device), hidden=layers)
-    return teach(source, stream, tokenizer, cfg.out, keep, about, config, engine, engine.device)
+    rows = distill.Config(data=cfg.data, length=cfg.length, batch=cfg.batch, seed=cfg.seed)
+    stream = distill.batches(rows, tokenizer, model)
+    source = model_source(placed(model, engine.device), hidden=layers)
+    return teach(source, stream, tokenizer, cfg.out, keep, about, model.config, engine, engine.device)
 
 
 def _imported(cfg: Config, engine: Accelerator) -> dict[str, int]:
@@ -89,13 +95,6 @@ def _imported(cfg: Config, engine: Accelerator) -> dict[str, int]:
     config, tokenizer = load_config(cfg.teacher), load_tokenizer(cfg.teacher)
     size = config.get_text_config(decoder=True).vocab_size
     return import_store(str(cfg.import_), Path(str(cfg.data)), tokenizer, size, cfg.out, cfg.top, config, engine)
-
-
-def batches(cfg: Config, tokenizer: Any) -> Batches:
-    """The rows that ``cfg`` names, as the methods for causal models read them."""
-    if cfg.data is None:
-        return lm_batches(corpora.documents("en", 1500, cfg.seed), tokenizer, cfg.length, cfg.batch, cfg.seed)
-    return causal_batches(cfg.data, tokenizer, cfg.length, cfg.batch, cfg.seed)
 
 
 def _layer(number: int, layers: int) -> int:
