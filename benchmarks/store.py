@@ -15,6 +15,9 @@ DistillKit's two settings are measured likewise where its code is at hand (``--d
 its format does not say about the rest is spread evenly, as its loss does (``symmetric_uniform``). Without it, its bytes
 are computed from its layout.
 
+``worst``: bytes per token at k = 64 where the code book knows nothing: sets of tokens drawn at random, with the shipped
+model's log-probabilities. Real teachers of these vocabularies lie between it and the Zipf ones.
+
 ``step``: reading a batch from a store as a share of a training step of a small student, both processor time.
 Targets: at k = 64, at most 170 bytes at 0.04 nat. Writes ``benchmarks/results/store.json``; takes some minutes::
 
@@ -39,7 +42,7 @@ from torch import Tensor
 from limbeck.atlas import corpora
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock
-from limbeck.data.store.book import Book
+from limbeck.data.store.book import Book, plain_book
 from limbeck.data.store.distillkit import Scheme
 from limbeck.data.store.records import Kept, decode, encode
 from limbeck.data.store.rest import tilted
@@ -175,6 +178,21 @@ def theirs(fresh: Tensor, settings: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def worst() -> dict[str, float]:
+    """Bytes per token of random sets of 64 tokens, by the size of the vocabulary."""
+    _, fresh = atlas(1)
+    log_p, draw, none = fresh.topk(64, -1).values.numpy(), np.random.default_rng(0), np.zeros((ROW, 0), np.int8)
+    found = {}
+    for size in (65_536, 151_936):
+        blocks = []
+        for row in np.split(log_p, ROWS):
+            ids = np.stack([draw.choice(size, 64, replace=False) for _ in row])
+            kept = Kept(ids, row, np.log1p(-np.exp(row.astype(float)).sum(1)), none, np.zeros(ROW))
+            blocks.append(encode(np.arange(ROW), kept, plain_book(size)))
+        found[str(size)] = (sum(map(len, blocks)) + INDEX * ROWS) / (ROW * ROWS)
+    return found
+
+
 def step_share() -> dict[str, float]:
     """Reading a batch as a share of a step of the shipped model's half, forward, backward and AdamW."""
     model, tokenizer = load_model("limbeck:atlas/weights/lm", "causal")
@@ -207,12 +225,12 @@ def step_share() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--distillkit", help="folder of a checkout of DistillKit, to measure it too")
-    parser.add_argument("--only", choices=[*TEACHERS, "step"], action="append")
+    parser.add_argument("--only", choices=[*TEACHERS, "worst", "step"], action="append")
     args = parser.parse_args()
     if args.distillkit:
         sys.path.insert(0, args.distillkit)
     torch.set_num_threads(1)
-    wanted = args.only or [*TEACHERS, "step"]
+    wanted = args.only or [*TEACHERS, "worst", "step"]
     result = json.loads(RESULT.read_text()) if RESULT.exists() and args.only else {}
     for name in (n for n in wanted if n in TEACHERS):
         size, make = TEACHERS[name]
@@ -222,6 +240,9 @@ def main() -> None:
         result[name] = {key: {n: round(v, 5) for n, v in row.items()} for key, row in rows.items()}
         for key, row in result[name].items():
             print(f"{name:10s} {key:18s}", "  ".join(f"{n} {v:.5g}" for n, v in row.items()), flush=True)
+    if "worst" in wanted:
+        result["worst"] = worst()
+        print("worst", result["worst"])
     if "step" in wanted:
         result["step"] = {name: round(value, 5) for name, value in step_share().items()}
         print("step", result["step"])

@@ -55,6 +55,11 @@ def load_model(
 def load_network(name: str | Path, kind: Kind, dtype: Dtype | Literal["auto"] = "float32", **settings: Any) -> Any:
     """The model alone: ``load_model`` without a tokenizer."""
     where, what = place(name), f"{str(name)!r} as a {kind} model"
+    require(
+        not (Path(where) / "store.json").is_file(),
+        f"{str(name)!r} is a store of what a teacher said (limbeck teach), but here the model itself is needed; what "
+        "compares logits on fixed data takes a store",
+    )
     with _loading(what):
         model, info = _auto(where, kind).from_pretrained(
             where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **PLAIN, **settings

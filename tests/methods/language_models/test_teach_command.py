@@ -15,6 +15,7 @@ from limbeck.methods.language_models.distill import main as distill
 from limbeck.methods.language_models.taid import Config as Taid
 from limbeck.methods.language_models.taid import main as taid
 from limbeck.methods.language_models.teach import Config, write_store
+from limbeck.models.load import load_model
 from limbeck.sources.stored import stored
 
 SIZE = 60
@@ -153,3 +154,16 @@ def test_half_of_a_teacher_that_is_not_there_can_be_made(files):
     assert (student.config.num_hidden_layers, student.config.hidden_size) == (1, 16)
     with pytest.raises(LimbeckError, match=r"what .* looks like is not known"):
         load_student("1x16", lambda batch: None, tokenizer(SIZE), "causal")
+
+
+def test_a_student_with_a_padded_output_layer_learns_from_the_store(files, tmp_path):
+    config = LlamaConfig.from_pretrained(files / "teacher", vocab_size=SIZE + 4, hidden_size=16, intermediate_size=16)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "student")
+    tokenizer(SIZE).save_pretrained(tmp_path / "student")
+    out = learned(files, files / "store", tmp_path / "run", student=str(tmp_path / "student"))
+    assert json.loads((out / "metrics.json").read_text())["held_out"]["forward_kl"] > 0
+
+
+def test_where_a_model_is_needed_a_store_is_refused(files):
+    with pytest.raises(LimbeckError, match=r"is a store of what a teacher said .* here the model itself is needed"):
+        load_model(files / "store", "causal")

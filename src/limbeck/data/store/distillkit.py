@@ -1,4 +1,4 @@
-"""DistillKit's compression of log-probabilities, read only; written from its description and source (snapshot of 2026).
+"""DistillKit's compression of log-probabilities, read only; tried against its own code (a snapshot of 2026).
 
 A position's log-probabilities fall with rank. The first ``exact_k`` are kept as they are, the others as a curve over
 their rank (a sum of ``polynomial_terms``), to which the quantised residuals of some groups (``residual_bins``) are
