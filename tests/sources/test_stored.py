@@ -160,6 +160,14 @@ def test_some_positions_at_a_time_are_the_same(store):
     assert lazy.by_chunk
 
 
+def test_mixed_precision_does_not_touch_what_was_stored(store):
+    batch = collate(rows())
+    plain = stored(store)(batch).logits_at(batch["answer"])
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = stored(store)(batch).logits_at(batch["answer"])
+    assert torch.equal(plain, mixed)
+
+
 def test_hidden_states_come_back(tmp_path):
     teach(ToyTeacher(), stream(), tokenizer(), tmp_path / "store", Keep(hidden=(1, 2), on="mask"))
     batch = collate(rows()[:7])

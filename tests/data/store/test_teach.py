@@ -127,6 +127,16 @@ def test_the_same_command_mends_a_damaged_store(store, monkeypatch):
         assert content(store) == before
 
 
+def test_what_a_killed_process_left_lying_is_cleared(store, monkeypatch):
+    monkeypatch.setattr(teaching, "SHARD_TOKENS", 60)
+    before = content(store)
+    (store / "shards" / ".00001.safetensors.7.part").write_bytes(b"half")
+    (store / ".teacher-x").mkdir()
+    teach(ToyTeacher(), stream(), tokenizer(), store, Keep(top=8), {"data": "toy"})
+    assert content(store) == before
+    assert not (store / ".teacher-x").exists()
+
+
 def test_an_unfinished_store_is_not_read(store):
     (store / "done.json").unlink()
     with pytest.raises(LimbeckError, match="not finished; run the same limbeck teach again, it goes on"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import time
@@ -64,8 +65,8 @@ class Filling:
             strange = [name for name in there if name != TEACHER and not name.startswith(".")]
             require(not strange, f"--out {self.out}: holds {', '.join(strange[:3])}, not a store; choose another --out")
         make_folder(self.out / SHARDS)
-        for left in self.out.glob("**/.*.part"):  # by a process that was killed
-            left.unlink(missing_ok=True)
+        for left in [*self.out.glob("**/.*.part"), *self.out.glob(".teacher-*")]:  # by a process that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         if not (self.out / TEACHER).is_dir():
             with tempfile.TemporaryDirectory(prefix=".teacher-", dir=self.out) as folder:
                 parts = Path(folder) / TEACHER

@@ -54,10 +54,11 @@ def log_sum_outside(tables: Tables, ids: Tensor, real: Tensor | None = None) -> 
 
 
 def spread(tables: Tables, steps: Tensor) -> Tensor:
-    """log w_v + c . u_v for coefficients n r in steps: n v, not normalised."""
+    """log w_v + c . u_v for coefficients n r in steps: n v in float32, also under autocast; not normalised."""
     if steps.shape[1] == 0:
         return tables.log_share.expand(len(steps), -1).clone()
-    return torch.addmm(tables.log_share, steps.float() * tables.unit, tables.directions.T)
+    with torch.autocast(steps.device.type, enabled=False):
+        return torch.addmm(tables.log_share, steps.float() * tables.unit, tables.directions.T)
 
 
 def divergence(book: Book, log_probs: Tensor, top: int) -> Tensor:
