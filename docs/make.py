@@ -88,10 +88,28 @@ def signature(tree: ast.Module, name: str) -> str:
 
 
 def options(path: Path) -> list[Option]:
-    """The fields of the file's ``Config`` in order; the source is the docstring after a field or its comment."""
+    """The fields of the file's ``Config`` in order, then those of the classes it is made of, but for ``Run``.
+
+    The source is the docstring after a field or its comment.
+    """
+    found: dict[str, Option] = {}
+    for option in _options_of("Config", path):
+        found.setdefault(option.name, option)
+    return list(found.values())
+
+
+def _options_of(name: str, path: Path) -> Iterator[Option]:
+    """The fields of the class ``name``, which the file at ``path`` defines or imports from the package."""
     text = path.read_text(encoding="utf-8")
-    classes = [n for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and n.name == "Config"]
-    return [option for node in classes for option in _options(node, text.splitlines())]
+    tree = ast.parse(text)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            yield from _options(node, text.splitlines())
+            for base in node.bases:
+                if isinstance(base, ast.Name) and base.id != "Run":
+                    yield from _options_of(base.id, path)
+        elif isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names] and node.module:
+            yield from _options_of(name, METHODS.parent.joinpath(*node.module.split(".")[1:]).with_suffix(".py"))
 
 
 def _options(node: ast.ClassDef, lines: list[str]) -> Iterator[Option]:

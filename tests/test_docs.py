@@ -55,6 +55,28 @@ def test_options_read_docstrings_and_comments(tmp_path: Path) -> None:
     ]
 
 
+def test_options_are_inherited_from_whatever_a_config_is_made_of_but_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text(
+        "from limbeck.run import Run\n"
+        "from limbeck.sources.served import Service\n"
+        "class Base:\n"
+        "    beams: int = 5  # the paper\n"
+        "    steps: int = 3  # unseen\n"
+        "class Config(Base, Service, Run):\n"
+        "    steps: int = 4  # a choice\n"
+    )
+    found = make.options(path)
+    assert [tuple(option) for option in found[:2]] == [
+        ("steps", "int", "4", "a choice"),
+        ("beams", "int", "5", "the paper"),
+    ]
+    names = [option.name for option in found]
+    assert "served_model" in names
+    assert all(option.source for option in found)
+    assert "seed" not in names
+
+
 def test_a_page_that_is_old_or_belongs_to_nothing_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make, "DOCS", tmp_path)
     monkeypatch.setattr(make, "ROOT", tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from limbeck.core.check import require
 from limbeck.core.signals import Source
 from limbeck.core.stage import freeze
 from limbeck.data.store.folder import TEACHER, is_store
@@ -15,6 +16,7 @@ from limbeck.models.load import Kind, load_model, load_tokenizer
 from limbeck.models.placement import placed, settled
 from limbeck.sources.model import model_source
 from limbeck.sources.stored import stored
+from limbeck.sources.wire import is_url
 
 Teacher = Any
 """A model, which ``heard`` turns into a source, or a source already."""
@@ -27,6 +29,11 @@ def load_teacher(name: str | Path, kind: Kind, **how: Any) -> tuple[Teacher, Any
     as ``how`` says (see ``models.load.load_model``). Methods take either: ``ready`` before use, then ``heard`` and
     ``frozen``.
     """
+    require(
+        not is_url(name),
+        f"--teacher {name}: a teacher behind an API is not asked while a student learns; keep its probabilities in a "
+        "store first (limbeck teach --teacher ... --tokenizer STUDENT), or learn its text (limbeck seqkd)",
+    )
     if is_store(name):
         return stored(name), load_tokenizer(Path(name) / TEACHER)
     return load_model(name, kind, **how)

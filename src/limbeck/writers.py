@@ -34,7 +34,7 @@ T = TypeVar("T")
 SERVED_CHUNK = 512  # prompts; a server's replies are kept one by one, so a kill loses none of them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Writing(Service):
     """How a teacher writes; the Config of a method that learns from its text inherits these settings."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from limbeck.core.check import LimbeckError, one_of, require
 from limbeck.data.stream import lengths_mask, pad
 from limbeck.data.turns import use_template
+from limbeck.data.writer import end_tokens, silent, without_defaults
 from limbeck.data.written import Text
 
 Decode = Literal["beam", "greedy", "sample"]
@@ -69,11 +70,11 @@ class ModelWriter:
     def __init__(self, model: Any, tokenizer: Any, how: Decoding, batch: int = 16) -> None:
         self.model, self.tokenizer, self.how, self.batch = model, tokenizer, how, batch
         self.seq2seq = bool(model.config.is_encoder_decoder)
-        parts = (model.generation_config, model.config, tokenizer)
-        named = [getattr(part, "eos_token_id", None) for part in parts]
-        ends = {int(end) for ends in named for end in np.atleast_1d([] if ends is None else ends)}
         marks = [tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in how.stop]
-        self.ends = sorted(ends | {mark[0] for mark in marks if len(mark) == 1})  # beams stop at tokens alone
+        ends = {*end_tokens(model, tokenizer), *(mark[0] for mark in marks if len(mark) == 1)}
+        self.ends = sorted(ends)  # beams stop at tokens alone
+        starts = (getattr(part, "decoder_start_token_id", None) for part in (model.generation_config, model.config))
+        self.start = next((start for start in starts if start is not None), None)
 
     def __call__(self, prompts: Sequence[Text], number: int) -> list[list[tuple[str, bool]]]:
         """Texts for every prompt of chunk ``number``; prompts of like length share a batch."""
@@ -81,7 +82,8 @@ class ModelWriter:
         out: list[list[tuple[str, bool]]] = [[] for _ in ids]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         device = next(self.model.parameters()).device
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        apart = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with silent(self.model), without_defaults(self.model), apart:
             torch.manual_seed(int(np.random.default_rng([self.how.seed, number]).integers(2**62)))
             for chosen in (order[i : i + self.batch] for i in range(0, len(order), self.batch)):
                 written = self._write([ids[i] for i in chosen])
@@ -129,28 +131,17 @@ class ModelWriter:
         return said[:, given:].tolist()
 
     def _settings(self) -> Any:
-        """What ``generate`` is told: everything that shapes the distribution, whatever the model's own defaults are."""
+        """What ``generate`` is told; the model's own settings do not count (``without_defaults``)."""
         from transformers import GenerationConfig
 
-        how, own = self.how, self.model.generation_config
-        drawn = how.decode == "sample"
-        return GenerationConfig(
-            do_sample=drawn,
-            temperature=how.temperature if drawn else 1.0,
-            top_p=how.top_p if drawn else 1.0,
-            top_k=0 if drawn else 50,
-            num_beams=how.beams if how.decode == "beam" else 1,
-            early_stopping=how.decode == "beam",
-            num_return_sequences=how.samples,
-            length_penalty=1.0,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            min_length=0,
-            max_new_tokens=how.new_tokens,
-            eos_token_id=self.ends or None,
-            pad_token_id=self.ends[0] if self.ends else 0,
-            decoder_start_token_id=getattr(own, "decoder_start_token_id", None),
-        )
+        how = self.how
+        drawn = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
+        beams = {"num_beams": how.beams, "early_stopping": True}
+        ways: dict[str, dict[str, Any]] = {"sample": drawn, "beam": beams, "greedy": {"do_sample": False}}
+        ends = {"eos_token_id": self.ends or None, "pad_token_id": self.ends[0] if self.ends else 0}
+        start = {"decoder_start_token_id": self.start} if self.seq2seq else {}
+        many = {"num_return_sequences": how.samples, "max_new_tokens": how.new_tokens}
+        return GenerationConfig(**ways[how.decode], **ends, **start, **many)
 
     def _stopper(self, given: int) -> Any:
         def stopped(ids: Tensor, scores: Any, **rest: Any) -> Tensor:

@@ -25,7 +25,7 @@ from limbeck.sources.responses import Responses, Spent, Usage
 from limbeck.sources.wire import Wire
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Service:
     """How a served teacher is asked; the Config of a method that takes one inherits these settings."""
 
@@ -57,6 +57,7 @@ class Server:
         self.url = self.wire.url
         self.patience = Patience(self.url, service.attempts)
         self._lock, self._found, self._paid = Lock(), 0, Spent()
+        self._seen: set[str] = set()  # requests that this object has answered; again, they are nobody's news
         self.model = service.served_model or self._only_model()
         self.responses = Responses(service.responses or path)
 
@@ -128,7 +129,8 @@ class Server:
                 self.responses.release(key, owner)
                 raise
         with self._lock:
-            self._found += 1
+            self._found += key not in self._seen
+            self._seen.add(key)
         return self._reread(request, reply)
 
     def _ask(self, key: str, owner: str, request: Request, stop: Event) -> Any:
@@ -151,6 +153,8 @@ class Server:
             raise
         shown = json.dumps({"path": request.path, **request.body})
         kept = self.responses.keep(key, self.model, shown, reply, cost)
+        with self._lock:
+            self._seen.add(key)
         self._pay(cost, used=kept == reply)
         return answer if kept == reply else self._reread(request, kept)
 

@@ -7,7 +7,7 @@ store can answer for (``--data store/rows.jsonl``).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,27 @@ def import_store(
     spread evenly over the others. Rows without log-probabilities are left out.
     """
     one_of(format, FORMATS, "--import")
-    check_vocabulary(size)
     read = aligned(partial(FORMATS[format], Path(path), top), str(path))
-    about = {"imported": format, "data": str(path)}
+    return spoken_store(read, {"imported": format, "data": str(path)}, tokenizer, size, out, top, config, engine)
+
+
+def spoken_store(
+    read: Callable[[], Iterator[Spoken]],
+    about: Mapping[str, Any],
+    tokenizer: Any,
+    size: int,
+    out: Path,
+    top: int = 64,
+    config: Any = None,
+    engine: Any = None,
+) -> dict[str, int]:
+    """The same from texts whose candidates stand where they belong; ``read`` gives them anew at each call.
+
+    ``about`` says in JSON where they are from.
+    """
+    check_vocabulary(size)
     mark = fingerprint(tokenizer)
-    card = {"about": about, "tokenizer": mark, "on": "answer", "hidden": [], "top": top}
+    card = {"about": dict(about), "tokenizer": mark, "on": "answer", "hidden": [], "top": top}
     filling = Filling(out, card, tokenizer, config, engine)
     book = filling.book(lambda: _book(read(), size, top))
     count, lines = 0, list[str]()
@@ -53,7 +69,7 @@ def import_store(
             blocks = [(_key(one, mark), _block(one, book)) for one in group]
             tokens = sum(len(one.after) for one in group)
             filling.shard(number, [key for key, _ in blocks], partial(lambda *made: made, blocks, tokens))
-    require(count, f"{path}: holds no log-probabilities")
+    require(count, f"{out}: there are no log-probabilities to be kept")
     if filling.rank == 0:
         write_atomic(filling.out / ROWS, "".join(lines))
     return filling.finish(count)

@@ -174,7 +174,7 @@ def main(cfg: Config) -> Path:
     if cfg.chat_template is not None:
         tokenizer.chat_template = existing(cfg.chat_template).read_text(encoding="utf-8")
     student = student_of(cfg, teacher, tokenizer)
-    split = hold_out(batches(cfg, tokenizer, teacher), share=0.1, most=32)
+    split = hold_out(batches(cfg, tokenizer, teacher.config), share=0.1, most=32)
     stream = repacked(split.stream, cfg.length) if cfg.pack else split.stream
     run = begin(cfg, "distill")
     device, alone = run.accelerator.device, deepcopy(student) if cfg.compare == SFT else None
@@ -207,11 +207,11 @@ def student_of(cfg: Config, teacher: Any, tokenizer: Any) -> Any:
     return with_lora(student, cfg.lora) if cfg.lora else student
 
 
-def batches(cfg: Config, tokenizer: Any, teacher: Any) -> Batches:
-    """The stream that ``cfg`` names: the user's data, or English text of the atlas."""
-    if teacher.config.is_encoder_decoder:
+def batches(cfg: Config, tokenizer: Any, config: Any) -> Batches:
+    """The stream that ``cfg`` names for models of ``config``: the user's data, or English text of the atlas."""
+    if config.is_encoder_decoder:
         require(cfg.data, "--data: an encoder-decoder learns from rows with prompt and completion; name a file of them")
-        start = teacher.config.decoder_start_token_id
+        start = config.decoder_start_token_id
         return seq2seq_batches(str(cfg.data), tokenizer, cfg.length, cfg.batch, start, cfg.seed)
     if cfg.data is None:
         return lm_batches(corpora.documents("en", 1500, cfg.seed), tokenizer, cfg.length, cfg.batch, cfg.seed)

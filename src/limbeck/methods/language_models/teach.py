@@ -3,38 +3,53 @@
 ``limbeck teach --teacher M --data D --out store/`` writes a store; every method that compares logits then takes
 ``--teacher store/``, on the same data at the same ``--length``. Run it again after a kill and it goes on; under
 ``accelerate launch`` every process writes shards of its own.
+
+A teacher behind an API is asked how likely the tokens of the data are (``echo`` and ``logprobs`` of the completions
+API, as vLLM has them): ``limbeck teach --teacher http://... --tokenizer student --top 20``. Replies are kept in the
+store's folder, so nothing is asked twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from accelerate import Accelerator
 from tyro.conf import arg
 
 from limbeck.core.check import require
 from limbeck.core.device import Device, pick
+from limbeck.data.named import Names
 from limbeck.data.read import existing
 from limbeck.data.store.folder import is_store
-from limbeck.data.store.imports import import_store
+from limbeck.data.store.foreign import Spoken
+from limbeck.data.store.imports import import_store, spoken_store
 from limbeck.data.store.teach import Keep, teach
+from limbeck.data.stream import Batches
 from limbeck.methods.language_models import distill
 from limbeck.models.load import load_config, load_model, load_tokenizer
 from limbeck.models.placement import Held, held, placed
 from limbeck.sources.model import model_source
+from limbeck.sources.served import Server, Service
+from limbeck.sources.wire import is_url
+from limbeck.writers import listed
+
+REPLIES = ".responses.sqlite"  # in the store's folder; out of the way of its own files
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Service):
     """Settings of ``limbeck teach``."""
 
     out: Path = Path("runs/store")
     """Folder that the store is written to; one that was begun with the same settings is gone on with."""
     teacher: str = "limbeck:atlas/weights/lm"
-    """Folder or Hub id of a language model; with --import, whose tokenizer made the ids (no weights are loaded)."""
+    """Folder or Hub id of a language model, or a server's address; with --import, whose tokenizer made the ids."""
+    tokenizer: str | None = None
+    """Of a served teacher: folder or Hub id of the student, whose tokens have to be the teacher's."""
     teacher_dtype: Held = "float32"
     """How the teacher is held; auto: as it was saved; int8 and nf4 quantise it while loading (bitsandbytes)."""
     teacher_map: str | None = None
@@ -70,7 +85,7 @@ def write_store(cfg: Config) -> Path:
         require(getattr(cfg, name) >= 1, f"--{name} {getattr(cfg, name)}: expected a whole number of at least 1")
     require(not is_store(cfg.teacher), f"--teacher {cfg.teacher}: is a store already")
     engine = Accelerator(cpu=cfg.device == "cpu")
-    done = _imported(cfg, engine) if cfg.import_ else _taught(cfg, engine)
+    done = (_imported if cfg.import_ else _served if is_url(cfg.teacher) else _taught)(cfg, engine)
     size = done["bytes"] / done["tokens"]
     engine.print(f"wrote {cfg.out}: {done['tokens']} tokens of {done['rows']} texts, {size:.1f} bytes per token")
     return cfg.out
@@ -78,13 +93,10 @@ def write_store(cfg: Config) -> Path:
 
 def _taught(cfg: Config, engine: Accelerator) -> dict[str, int]:
     model, tokenizer = load_model(cfg.teacher, "language", **held(cfg.teacher_dtype, cfg.teacher_map))
-    if cfg.chat_template is not None:
-        tokenizer.chat_template = existing(cfg.chat_template).read_text(encoding="utf-8")
     layers = tuple(_layer(number, model.config.num_hidden_layers) for number in cfg.hidden)
     keep = Keep(cfg.top, cfg.tilts, cfg.within, layers)
     about = {"teacher": cfg.teacher, "dtype": cfg.teacher_dtype, "data": cfg.data or "atlas", "length": cfg.length}
-    rows = distill.Config(data=cfg.data, length=cfg.length, batch=cfg.batch, seed=cfg.seed)
-    stream = distill.batches(rows, tokenizer, model)
+    stream = batches(cfg, tokenizer, model.config)
     source = model_source(placed(model, engine.device), hidden=layers)
     return teach(source, stream, tokenizer, cfg.out, keep, about, model.config, engine, engine.device)
 
@@ -95,6 +107,45 @@ def _imported(cfg: Config, engine: Accelerator) -> dict[str, int]:
     config, tokenizer = load_config(cfg.teacher), load_tokenizer(cfg.teacher)
     size = config.get_text_config(decoder=True).vocab_size
     return import_store(str(cfg.import_), Path(str(cfg.data)), tokenizer, size, cfg.out, cfg.top, config, engine)
+
+
+def _served(cfg: Config, engine: Accelerator) -> dict[str, int]:
+    require(cfg.tokenizer, f"--teacher {cfg.teacher}: needs --tokenizer, the student's folder or Hub id")
+    require(not cfg.hidden, f"--teacher {cfg.teacher}: a server gives no hidden states; leave --hidden out")
+    config, tokenizer = load_config(str(cfg.tokenizer)), load_tokenizer(str(cfg.tokenizer))
+    server, stream = Server(cfg.teacher, cfg, cfg.out / REPLIES), batches(cfg, tokenizer, config)
+    require(not config.is_encoder_decoder, f"--teacher {cfg.teacher}: a server tells of causal models only")
+    names = Names(tokenizer)
+
+    def read() -> Iterator[Spoken]:
+        for number, row in enumerate(listed(server, asked(stream), names, cfg.top)):
+            likeliest = zip(row.positions.tolist(), row.top, row.log_p, strict=True)
+            after = {at: (top[log_p > -np.inf], log_p[log_p > -np.inf]) for at, top, log_p in likeliest}
+            yield Spoken(f"{cfg.teacher} text {number}", row.ids, after)
+
+    about = {"teacher": server.url, "model": server.model, "data": cfg.data or "atlas", "length": cfg.length}
+    size = config.get_text_config(decoder=True).vocab_size
+    done = spoken_store(read, about, tokenizer, size, cfg.out, cfg.top, config, engine)
+    engine.print(server.receipt())
+    if names.unknown:
+        engine.print(f"{names.unknown / names.heard:.1%} of the candidates are no one token of the student's")
+    server.close()
+    return done
+
+
+def asked(stream: Batches) -> Iterator[tuple[list[int], list[int]]]:
+    """The ids of every text of ``stream``, in the order of the data, and its positions that have a target."""
+    for number in range(stream.size or 0):
+        batch = stream.collate([stream.rows[number]])
+        yield batch["ids"][0, batch["mask"][0]].tolist(), batch["answer"][0].nonzero()[:, 0].tolist()
+
+
+def batches(cfg: Config, tokenizer: Any, config: Any) -> Batches:
+    """The rows that ``cfg`` names, as ``limbeck distill`` reads them for a model of ``config``."""
+    if cfg.chat_template is not None:
+        tokenizer.chat_template = existing(cfg.chat_template).read_text(encoding="utf-8")
+    rows = distill.Config(data=cfg.data, length=cfg.length, batch=cfg.batch, seed=cfg.seed)
+    return distill.batches(rows, tokenizer, config)
 
 
 def _layer(number: int, layers: int) -> int:
