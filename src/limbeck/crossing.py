@@ -19,25 +19,31 @@ one width where they are padded. A batch that was made elsewhere becomes one wit
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+
+from limbeck.analyses.agreement import ByRow, agreement
+from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError, require
 from limbeck.core.signals import Source, model_behind
 from limbeck.core.stage import Objective
 from limbeck.core.terms import Weight
-from limbeck.data.crossed import crossed_batches
+from limbeck.data.crossed import crossed_batches, row_batches, text_rows
 from limbeck.data.pairs import causal_batches
 from limbeck.data.spelling import Events, shared_events
-from limbeck.data.stream import Batches
+from limbeck.data.stream import Batches, lm_batches
 from limbeck.evaluation.model import head_width
 from limbeck.losses.divergence import forward_kl
 from limbeck.models.tokenizers import check_same_tokenizer
-from limbeck.objectives.across import in_pieces, shared
+from limbeck.objectives.across import chunk_log_probs, in_pieces, lumps_of, pieces, shared
 from limbeck.objectives.tokens import Divergence, soft
-from limbeck.sources.vocabulary import elsewhere, padded
+from limbeck.sources.vocabulary import Padded, elsewhere, padded
 from limbeck.teachers import heard
 
 Kind = Literal["equal", "padded", "different"]
@@ -66,6 +72,29 @@ class Across:
             return goal
         return in_pieces(shared(goal, *self.events, temperature=temperature))
 
+    def text_batches(self, texts: Iterable[str], length: int, batch: int, seed: int = 0) -> Batches:
+        """``batches`` of running text that is at hand."""
+        if self.kind != "different":
+            return lm_batches(texts, self.tokenizers[0], length, batch, seed)
+        return row_batches(list(text_rows(texts, *self.tokenizers, length)), batch, seed)
+
+    def near(self, batches: Sequence[Batch]) -> Callable[[Source | None], ByRow]:
+        """How near a student, given as a source, is to the teacher on ``batches``; None measures the teacher itself.
+
+        ``analyses.agreement`` per token; where the tokenizers differ per chunk of both cuts, with divergence and first
+        choice over what both can say. The student need not be that of the pair, for there may be several.
+        """
+        if self.kind == "different":
+            return lambda student: _by_chunk(self, student, batches)
+        cut = self.student.size if isinstance(self.student, Padded) else None
+
+        def measured(student: Source | None) -> ByRow:
+            if student is None:
+                return agreement(self.teacher, None, batches)
+            return agreement(student if cut is None else padded(student, cut), self.teacher, batches)
+
+        return measured
+
     def batches(self, source: str | Path, length: int, batch: int, seed: int = 0) -> Batches:
         """``data.pairs.causal_batches``, with both cuts where the tokenizers differ."""
         if self.kind != "different":
@@ -81,7 +110,7 @@ def across(student: Source, teacher: Source, tokenizer: Any, teacher_tokenizer: 
     """
     tokenizers = (tokenizer, teacher_tokenizer)
     made = partial(Across, tokenizers=tokenizers)
-    if reason := _differ(*tokenizers):
+    if reason := differ(*tokenizers):
         note = f"{reason}; compared where both have read the same bytes, by what their tokens spell"
         return made(student, elsewhere(teacher), "different", note, events=shared_events(*tokenizers))
     widths = [_width(source) for source in (student, teacher)]
@@ -99,6 +128,30 @@ def across(student: Source, teacher: Source, tokenizer: Any, teacher_tokenizer: 
     return made(padded(student, least), padded(teacher, least), "padded", f"{note}the first {least} are compared")
 
 
+@torch.no_grad()
+def _by_chunk(pair: Across, student: Source | None, batches: Sequence[Batch]) -> ByRow:
+    """The measures of ``analyses.agreement`` with the chunk as the unit, for the student or the teacher alone."""
+    assert pair.events is not None
+    lumps = lumps_of(*pair.events)
+    counts, parts = [], []
+    for batch in batches:
+        theirs = pair.teacher(batch)
+        logs = chunk_log_probs(theirs.need("own"), batch, "teacher_")
+        values = {"nll": -logs}
+        if student is not None:
+            ours, said = student(batch), []
+            for some in pieces(batch["aligned"]):
+                mine, other = (lump(s.logits_at(some)) for lump, s in zip(lumps, (ours, theirs), strict=True))
+                said.append((forward_kl(mine, other), mine.argmax(-1) == other.argmax(-1)))
+            kl, top1 = (torch.cat(each) for each in zip(*said, strict=True))
+            values = {"nll": -chunk_log_probs(ours, batch), "kl": kl, "top1": top1}
+        rows = batch["aligned"].nonzero()[:, 0]
+        counts.append(batch["aligned"].sum(1).cpu().numpy())
+        empty = torch.zeros(len(batch["aligned"]), dtype=torch.float64, device=rows.device)
+        parts.append({name: empty.index_add(0, rows, v.double()).cpu().numpy() for name, v in values.items()})
+    return ByRow(np.concatenate(counts), {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
 def side_by_side(student: Any, teacher: Any, tokenizer: Any = None) -> tuple[Source, Source]:
     """A model and a teacher that share ``tokenizer`` as sources with equally many logits, however they are padded.
 
@@ -111,7 +164,7 @@ def side_by_side(student: Any, teacher: Any, tokenizer: Any = None) -> tuple[Sou
     return pair.student, pair.teacher
 
 
-def _differ(ours: Any, theirs: Any) -> str:
+def differ(ours: Any, theirs: Any) -> str:
     """Why two tokenizers are not one; empty if they are."""
     if ours is theirs:
         return ""

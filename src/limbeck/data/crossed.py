@@ -27,9 +27,12 @@ from torch import Tensor
 from limbeck.core.batch import Batch, next_token_batch
 from limbeck.core.check import require
 from limbeck.data.align import Cut, agree, cuts, join, mark, silent, words
-from limbeck.data.pairs import has_pairs, read_pairs
-from limbeck.data.read import read_jsonl, read_text
+from limbeck.data.chats import as_chat, is_chat
+from limbeck.data.laid_out import chat_cuts
+from limbeck.data.pairs import as_pair, has_pairs
+from limbeck.data.read import read_rows, read_text
 from limbeck.data.stream import Batches, lengths_mask, pad
+from limbeck.data.turns import use_template
 
 
 class Side(NamedTuple):
@@ -54,7 +57,7 @@ def crossed_batches(source: str | Path, ours: Any, theirs: Any, length: int, bat
     aligned, and where no row agrees anywhere.
     """
     if has_pairs(source):
-        return row_batches(list(pair_rows(source, ours, theirs, length)), batch, seed)
+        return row_batches(list(supervised_rows(source, ours, theirs, length)), batch, seed)
     return row_batches(list(text_rows(read_text(source), ours, theirs, length)), batch, seed)
 
 
@@ -68,14 +71,29 @@ def row_batches(rows: Sequence[Row], batch: int, seed: int = 0) -> Batches:
     return Batches(rows, collate, batch, seed)
 
 
-def pair_rows(source: str | Path, ours: Any, theirs: Any, length: int) -> Iterator[Row]:
-    """Prompts and completions of a ``.jsonl`` file (see ``data.pairs``); the completions are compared."""
-    prompts = [[pair.prompt for pair in read_pairs(source, tokenizer, length)] for tokenizer in (ours, theirs)]
-    for mine, other, (_, fields) in zip(*prompts, read_jsonl(source), strict=True):
-        ends = closing(ours, theirs)
-        texts = [words(tokenizer, fields["completion"]) for tokenizer in (ours, theirs)]
-        cut = [join([silent(p), text, end]) for p, text, end in zip((mine, other), texts, ends, strict=True)]
-        yield row(*cut)
+def supervised_rows(source: str | Path, ours: Any, theirs: Any, length: int) -> Iterator[Row]:
+    """Conversations and pairs of ``source`` (``data.pairs.read_supervised``); what is learned is compared.
+
+    Each side lays conversations out by its own chat template. A row in which no answer is left within ``length`` tokens
+    is left out.
+    """
+    for where, one in read_rows(source):
+        if is_chat(one):
+            for tokenizer in (ours, theirs):
+                use_template(tokenizer)
+            made = row(*(_part(cut, 0, length) for cut in chat_cuts(as_chat(one, where), ours, theirs)))
+            if made.ours.keep.any() and made.theirs.keep.any():
+                yield made
+        else:
+            yield _pair_row(one, ours, theirs, length, where)
+
+
+def _pair_row(one: dict[str, Any], ours: Any, theirs: Any, length: int, where: str) -> Row:
+    """A prompt, on each side as its tokenizer begins a text, and a completion that both have."""
+    prompts = [as_pair(one, tokenizer, length, where).prompt for tokenizer in (ours, theirs)]
+    texts = [words(tokenizer, one["completion"]) for tokenizer in (ours, theirs)]
+    parts = zip(prompts, texts, closing(ours, theirs), strict=True)
+    return row(*(join([silent(prompt), text, end]) for prompt, text, end in parts))
 
 
 def text_rows(texts: Iterable[str], ours: Any, theirs: Any, length: int) -> Iterator[Row]:
@@ -132,6 +150,13 @@ def beside(batch: Batch, rows: Sequence[Row]) -> Batch:
     theirs |= _joints([row.theirs for row in rows], rows, keep.shape[1])
     ours = _joints([row.ours for row in rows], rows, width)
     return batch | ours | {f"teacher_{name}": value for name, value in theirs.items()}
+
+
+def teacher_side(batch: Batch) -> Batch:
+    """What the teacher reads of a batch: its own cut, or all of a batch that has one cut for both."""
+    if "teacher_ids" not in batch:
+        return batch
+    return {name.removeprefix("teacher_"): value for name, value in batch.items() if name.startswith("teacher_")}
 
 
 def _joints(sides: Sequence[Side], rows: Sequence[Row], width: int) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ def read_supervised(source: str | Path, tokenizer: Any, length: int) -> list[Row
     """
     waiting: list[Chat | Pair] = []
     for where, one in read_rows(source):
-        waiting.append(as_chat(one, where) if is_chat(one) else _pair(one, tokenizer, length, where))
+        waiting.append(as_chat(one, where) if is_chat(one) else as_pair(one, tokenizer, length, where))
     chats = [one for one in waiting if isinstance(one, Chat)]
     if chats and (note := use_template(tokenizer)):
         say(f"{source}: {note}")
@@ -156,7 +156,8 @@ def _fitted(rows: list[Row], length: int, source: str) -> list[Row]:
     return kept
 
 
-def _pair(row: dict[str, Any], tokenizer: Any, length: int, where: str) -> Pair:
+def as_pair(row: dict[str, Any], tokenizer: Any, length: int, where: str) -> Pair:
+    """A row of strings as token ids, at most ``length`` together; ``where`` is its file and line."""
     prompt, completion = _prompt(row, tokenizer, where), _completion(row, tokenizer, length, where)
     if prompt[-1] == tokenizer.eos_token_id:
         prompt.pop()

@@ -49,7 +49,7 @@ def chat_rows(chats: Iterable[Chat], tokenizer: Any) -> Iterator[Row]:
     """Each conversation as token ids, the assistant's turns kept; see ``use_template`` for tokenizers without one."""
     source = iter(chats)
     while chunk := list(islice(source, CHUNK)):
-        yield from _encoded([_spoken(chat, tokenizer) for chat in chunk], tokenizer)
+        yield from encoded([spoken(chat, tokenizer) for chat in chunk], tokenizer)
 
 
 class Spoken(NamedTuple):
@@ -61,15 +61,15 @@ class Spoken(NamedTuple):
     reach: int
 
 
-def _encoded(chats: Sequence[Spoken], tokenizer: Any) -> Iterator[Row]:
+def encoded(chats: Sequence[Spoken], tokenizer: Any) -> Iterator[Row]:
     """Token ids, and those of each turn: what the text through it has and the text up to it has not."""
     texts = [chat.text[:at] for chat in chats for at in (len(chat.text), *(at for turn in chat.turns for at in turn))]
-    encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+    lists = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
     for chat in chats:
-        ids = next(encoded)
+        ids = next(lists)
         keep = np.zeros(len(ids), dtype=bool)
         for _ in chat.turns:
-            first, last = next(encoded), next(encoded)
+            first, last = next(lists), next(lists)
             begin, end = _common(ids, first), _common(ids, last)
             require(
                 begin >= len(first) - chat.reach and end >= len(last) - 1,
@@ -86,7 +86,7 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _spoken(chat: Chat, tokenizer: Any) -> Spoken:
+def spoken(chat: Chat, tokenizer: Any) -> Spoken:
     """The conversation as text; a turn ends with the token that ends it, for nobody writes on after that."""
     template = tokenizer.get_chat_template(tools=chat.tools)
     marked = bool(MARKS.search(template))

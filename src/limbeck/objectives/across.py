@@ -38,8 +38,7 @@ def shared(goal: Objective, ours: Ids, theirs: Ids, sizes: tuple[int, int], temp
 
     Where every id is an event of its own, in their order, ``goal`` gets the logits as they are.
     """
-    rest = all(len({i for event in side for i in event}) < n for side, n in zip((ours, theirs), sizes, strict=True))
-    lumps = [Lumps(side, rest) for side in (ours, theirs)]
+    lumps = lumps_of(ours, theirs, sizes)
 
     @named("shared", goal, events=len(ours), temperature=temperature)
     def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
@@ -48,6 +47,12 @@ def shared(goal: Objective, ours: Ids, theirs: Ids, sizes: tuple[int, int], temp
         return goal(mine, other, batch, clock)
 
     return objective
+
+
+def lumps_of(ours: Ids, theirs: Ids, sizes: tuple[int, int]) -> tuple[Lumps, Lumps]:
+    """What makes events of either side's tokens; see ``shared``."""
+    rest = all(len({i for event in side for i in event}) < n for side, n in zip((ours, theirs), sizes, strict=True))
+    return Lumps(ours, rest), Lumps(theirs, rest)
 
 
 def uld(temperature: Weight = 1.0, on: str = "aligned") -> Objective:
@@ -74,7 +79,7 @@ def spans(divergence: Divergence = binary_kl, temperature: Weight = 1.0) -> Obje
 
     @named("spans", divergence, temperature=temperature)
     def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
-        ours, theirs = _of_chunks(student, batch, ""), _of_chunks(teacher.need("own"), batch, "teacher_")
+        ours, theirs = chunk_log_probs(student, batch, ""), chunk_log_probs(teacher.need("own"), batch, "teacher_")
         _check(theirs[:, None])
         return per("aligned", divergence(ours, theirs, weight_at(temperature, clock)), "spans")
 
@@ -87,7 +92,7 @@ def in_pieces(goal: Objective, on: str = "aligned", at_once: int = AT_ONCE) -> O
     @named("in_pieces", goal, on=on, at_once=at_once)
     def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
         total = Terms()
-        for some in _pieces(unit(batch, on), at_once):
+        for some in pieces(unit(batch, on), at_once):
             part = checkpoint(goal, student, teacher, batch | {on: some}, clock, use_reentrant=False)
             for name, term in part.items():
                 total[name] = term._replace(sum=total[name].sum + term.sum) if name in total else term
@@ -96,7 +101,7 @@ def in_pieces(goal: Objective, on: str = "aligned", at_once: int = AT_ONCE) -> O
     return objective
 
 
-def _pieces(places: Tensor, at_once: int) -> Iterator[Tensor]:
+def pieces(places: Tensor, at_once: int = AT_ONCE) -> Iterator[Tensor]:
     """``places`` b t in masks of at most ``at_once`` true entries each, one at least."""
     if places.sum() <= at_once:
         yield places
@@ -105,14 +110,14 @@ def _pieces(places: Tensor, at_once: int) -> Iterator[Tensor]:
         yield torch.zeros_like(places).flatten().index_fill(0, index, True).view_as(places)
 
 
-def _of_chunks(signals: Signals, batch: Batch, side: str) -> Tensor:
-    """Log-probabilities n of the chunks of one side, in order."""
+def chunk_log_probs(signals: Signals, batch: Batch, side: str = "") -> Tensor:
+    """Log-probabilities n of the chunks of one side ("" or "teacher_"), in order."""
     require(f"{side}chunk" in batch, f"spans: needs '{side}chunk' in the batch, which holds only {sorted(batch)}")
     chunk, targets, starts = (batch[side + name] for name in ("chunk", "targets", "aligned"))
     index = chunk + torch.arange(len(chunk), device=chunk.device)[:, None] * (chunk.max() + 1)
     chosen = (chunk > 0) & (targets >= 0)
     said = [
-        checkpoint(_log_probs, signals, some, targets[some], use_reentrant=False) for some in _pieces(chosen, AT_ONCE)
+        checkpoint(_log_probs, signals, some, targets[some], use_reentrant=False) for some in pieces(chosen, AT_ONCE)
     ]
     sums = said[0].new_zeros(index.numel() + 1).index_add(0, index[chosen], torch.cat(said))
     return sums[index[starts]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import nn
 from limbeck.analyses.agreement import MEASURES, ByRow, Interval, agreement, difference, interval
 from limbeck.analyses.cost import megabytes, parameters, tokens_per_second
 from limbeck.core.batch import Batch
+from limbeck.core.signals import Source
+from limbeck.data.crossed import teacher_side
 from limbeck.report.sections import Cell, Section, Spread, Table
 from limbeck.report.terminal import print_table
 from limbeck.sources.model import model_source
@@ -23,25 +25,28 @@ ROWS = {"held_out": "held-out rows", "training_rows": "rows of the training data
 NOTE = "± half of the 95 % bootstrap interval over rows."
 
 
+Near = Callable[[Source | None], ByRow]
+
+
 class Contest:
     """Students and their ``teacher``, measured on the same supervised ``batches``; all in eval mode.
 
     The rows that count are drawn anew for every interval. ``name`` says what the rows are, as in ``data.held``.
+    ``near`` measures a source, or the teacher (None); by default per token, for one tokenizer (``crossing.Across``).
     """
 
-    def __init__(self, teacher: Any, batches: Sequence[Batch], name: str) -> None:
-        self.teacher, self.batches, self.name = heard(teacher), batches, name
-        self.found: dict[str, ByRow] = {"teacher": agreement(self.teacher, None, batches)}
+    def __init__(self, teacher: Any, batches: Sequence[Batch], name: str, near: Near | None = None) -> None:
+        self.batches, self.name, self.near = batches, name, near or _per_token(heard(teacher), batches)
+        self.found: dict[str, ByRow] = {"teacher": self.near(None)}
         self.costs: dict[str, dict[str, float]] = {}
         if isinstance(teacher, nn.Module):  # what is read from a store costs next to nothing
-            self.costs["teacher"] = self._cost(teacher)
+            self.costs["teacher"] = self._cost(teacher, [*map(teacher_side, batches)])
 
     def enter(self, name: str, student: Any, price: bool = True) -> Any:
         """Measure ``student``, and what it costs if ``price``; returns it."""
-        source = model_source(student)
-        self.found[name] = agreement(source, self.teacher, self.batches)
+        self.found[name] = self.near(model_source(student))
         if price:
-            self.costs[name] = self._cost(student)
+            self.costs[name] = self._cost(student, self.batches)
         return student
 
     def metrics(self) -> dict[str, Any]:
@@ -75,12 +80,19 @@ class Contest:
         first, *others = [name for name in self.costs if name != "teacher"] or [""]
         return [(first, other) for other in others]
 
-    def _cost(self, model: Any) -> dict[str, float]:
+    def _cost(self, model: Any, batches: Sequence[Batch]) -> dict[str, float]:
         return {
             "parameters": parameters(model),
             "megabytes": megabytes(model),
-            "tokens_per_second": tokens_per_second(model_source(model), self.batches),
+            "tokens_per_second": tokens_per_second(model_source(model), batches),
         }
+
+
+def _per_token(teacher: Source, batches: Sequence[Batch]) -> Near:
+    def near(student: Source | None) -> ByRow:
+        return agreement(teacher, None, batches) if student is None else agreement(student, teacher, batches)
+
+    return near
 
 
 def standing(models: Mapping[str, ByRow], rows: str) -> Table:

@@ -16,30 +16,36 @@ EVERY_OTHER, HALF = "every-other", "half"
 
 
 def load_student(name: str | Path, teacher: Any, tokenizer: Any, kind: Kind) -> Any:
-    """The student that ``name`` describes, which reads the teacher's ``tokenizer``.
+    """The student that ``name`` describes (``load_own``), which has to read the teacher's ``tokenizer``."""
+    student, own = load_own(name, teacher, tokenizer, kind)
+    if own is not tokenizer:
+        check_same_tokenizer(own, tokenizer)
+    return student
+
+
+def load_own(name: str | Path, teacher: Any, tokenizer: Any, kind: Kind) -> tuple[Any, Any]:
+    """The student that ``name`` describes, and the tokenizer that it reads by.
 
     ``"6x384"``: the teacher's architecture, 6 layers of width 384, randomly initialised; ``"half"``: half of its
-    layers and width; ``"every-other"``: a copy of the teacher with half of its layers; anything else: a folder or Hub
-    id, whose tokenizer has to be the teacher's. It is held in float32 whatever the teacher is held in.
+    layers and width; ``"every-other"``: a copy of the teacher with half of its layers; all three read the teacher's
+    ``tokenizer``. Anything else: a folder or Hub id. It is held in float32 whatever the teacher is held in.
 
     Of a teacher that is not in memory (a source with a ``config``) nothing can be copied, but its shape is known.
     """
     if size := parse_size(str(name)):
-        return _anew(name, teacher, kind, *size)
+        return _anew(name, teacher, kind, *size), tokenizer
     if name in (EVERY_OTHER, HALF):
         layers, width, _ = _shape(name, teacher)
         require(layers > 1, f"--student {name}: the teacher has a single layer; give a model or a size like 6x384")
         if name == HALF:
-            return _anew(name, teacher, kind, layers // 2, width // 2)
+            return _anew(name, teacher, kind, layers // 2, width // 2), tokenizer
         require(
             isinstance(teacher, nn.Module),
             f"--student {name}: copies layers of the teacher, whose weights are not here; give a folder, a Hub id, "
             "half or a size like 6x384",
         )
-        return keep_layers(teacher, every_other(layers, layers // 2)).float()
-    student, own = load_model(name, kind)
-    check_same_tokenizer(own, tokenizer)
-    return student
+        return keep_layers(teacher, every_other(layers, layers // 2)).float(), tokenizer
+    return load_model(name, kind)
 
 
 def _anew(name: str | Path, teacher: Any, kind: Kind, layers: int, width: int) -> Any:

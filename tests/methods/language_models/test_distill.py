@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from chats_of import FAMILIES, make_files, sizes
+from cutters import cutter
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, LlamaForCausalLM
 
 from limbeck.core.batch import next_token_batch
@@ -233,3 +234,45 @@ def test_packed_and_padded_runs_take_the_same_step(files):
     for name, expected in ends[0][1].items():
         np.testing.assert_allclose(ends[1][1][name], expected, atol=1e-4)
     assert sizes
+
+
+def other_tokenizer(folder, seed=3):
+    """A student that reads by another tokenizer, in ``folder``."""
+    torch.manual_seed(seed)
+    words = cutter("byte level")
+    FAMILIES["gpt2"](len(words)).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("data", ["chats.jsonl", "pairs.jsonl", "text.txt"])
+def test_a_student_with_another_tokenizer(files, data, tmp_path, capsys):
+    student = other_tokenizer(tmp_path / "student")
+    cfg = {"steps": 3, "batch": 4, "length": 96, "compare": "sft", "hard": 0.2, "device": "cpu"}
+    out = main(Config(tmp_path / "run", teacher=str(files / "llama"), student=student, data=str(files / data), **cfg))
+    assert AutoTokenizer.from_pretrained(out).get_vocab() == cutter("byte level").get_vocab()
+    found = json.loads((out / "metrics.json").read_text())["held_out"]
+    assert set(found) >= {"teacher", "before", "distilled", "sft"}
+    assert all(math.isfinite(found[name]["nll"]["mean"]) for name in ("teacher", "before", "distilled", "sft"))
+    assert found["before"]["kl"]["mean"] > 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "different tokenizers" in said
+    assert "both have read the same at" in said
+
+
+def test_padded_output_layers_of_one_family(files, tmp_path):
+    student = AutoModelForCausalLM.from_pretrained(files / "small")
+    student.resize_token_embeddings(student.config.vocab_size + 5)
+    student.save_pretrained(tmp_path / "student")
+    AutoTokenizer.from_pretrained(files / "small").save_pretrained(tmp_path / "student")
+    cfg = {"steps": 2, "batch": 4, "length": 64, "device": "cpu"}
+    names = {"teacher": str(files / "llama"), "student": str(tmp_path / "student"), "data": str(files / "text.txt")}
+    out = main(Config(tmp_path / "run", **names, **cfg))
+    assert AutoModelForCausalLM.from_pretrained(out).config.vocab_size == student.config.vocab_size
+
+
+def test_packing_needs_one_tokenizer(files, tmp_path):
+    names = {"teacher": str(files / "llama"), "student": other_tokenizer(tmp_path), "data": str(files / "chats.jsonl")}
+    with pytest.raises(LimbeckError, match="--pack: needs one tokenizer for teacher and student"):
+        main(Config(tmp_path / "run", **names, pack=True, length=96))
+    assert not (tmp_path / "run").exists()

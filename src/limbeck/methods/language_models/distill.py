@@ -4,9 +4,10 @@ Paper:      Hinton, Vinyals and Dean 2015, arXiv 1503.02531; for language models
             (Agarwal et al., ICLR 2024, arXiv 2306.13649, table 1) with its divergences and DistiLLM's (2402.03898).
 Says:       the teacher's probabilities of all tokens say more than the one token of the data: learn them at every
             answer token, with a small share of the ordinary loss beside them.
-Parts:      sources.model | objectives (soft, hard, weighted) | data (chats, turns, packing) | students.adapters
-Needs:      a causal or encoder-decoder teacher and a student that share a tokenizer. Signals: logits. Batch: ids, mask,
-            targets, answer.
+Parts:      sources.model | objectives (soft, hard, weighted) | data (chats, turns, packing) | students.adapters |
+            crossing (across: one tokenizer, one with padded output layers, or two)
+Needs:      causal teacher and student, whatever their tokenizers, or encoder-decoders that share one. Signals: logits.
+            Batch: ids, mask, targets, answer; with two tokenizers both cuts (data.crossed).
 Departures: the temperature is 1 unless told otherwise, for a language model's distribution is soft by itself; with
             another one the soft loss is multiplied by its square, as the paper says. Means are over the answer tokens
             of the whole optimizer step.
@@ -24,18 +25,17 @@ from typing import Any, Literal
 
 from torch import nn
 
-from limbeck.atlas import corpora
+from limbeck.analyses.doctor import doctor
 from limbeck.core.batch import Batch
 from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
 from limbeck.core.save import make_folder
 from limbeck.core.signals import Signals
 from limbeck.core.stage import Objective, Optim, Stage, Step, distill_step
+from limbeck.crossing import Across, across, differ
 from limbeck.data.held import hold_out
 from limbeck.data.packing import padding, repacked
-from limbeck.data.pairs import causal_batches, seq2seq_batches
 from limbeck.data.read import existing
-from limbeck.data.stream import Batches, lm_batches
 from limbeck.losses.divergence import (
     forward_kl,
     jsd,
@@ -44,14 +44,16 @@ from limbeck.losses.divergence import (
     skew_reverse_kl,
     total_variation,
 )
+from limbeck.methods.language_models.rows import rows_across
 from limbeck.models.placement import Held, held
+from limbeck.models.tokenizers import check_same_tokenizer
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.students import Contest
 from limbeck.run import Run, begin, save_artefact, seed_all
 from limbeck.sources.model import model_source
 from limbeck.students.adapters import learning, merged, with_lora
-from limbeck.students.load import load_student
+from limbeck.students.load import load_own
 from limbeck.teachers import Teacher, frozen, heard, load_teacher, ready
 
 DIVERGENCES = {
@@ -63,6 +65,7 @@ DIVERGENCES = {
     "total_variation": total_variation,
 }
 SFT = "sft"
+Tokenizers = tuple[Any, Any]  # the student's and the teacher's
 
 
 @dataclass(frozen=True)
@@ -111,18 +114,24 @@ class Config(Run):
     """Share of the steps, or number of them, that warm up; a choice."""
 
 
-def objective(cfg: Config) -> Objective:
-    """(1 - hard) * soft + hard * hard, or the hard loss alone for ``sft``."""
+def objective(cfg: Config, pair: Across | None = None) -> Objective:
+    """(1 - hard) * soft + hard * hard, or the hard loss alone for ``sft``; ``pair``: for tokenizers that may differ."""
     if cfg.objective == SFT:
         return hard()
-    near = soft(DIVERGENCES[cfg.objective], cfg.temperature, rescale=cfg.temperature != 1)
+    compare = soft if pair is None else pair.soft
+    near = compare(DIVERGENCES[cfg.objective], cfg.temperature, rescale=cfg.temperature != 1)
     return weighted(soft=(1 - cfg.hard, near), hard=(cfg.hard, hard())) if cfg.hard else near
 
 
-def step_of(student: nn.Module, teacher: Teacher, cfg: Config) -> Step:
+def step_of(student: nn.Module, teacher: Teacher, cfg: Config, tokenizers: Tokenizers | None = None) -> Step:
     """What a batch says; for ``sft`` the teacher is not asked."""
-    asked = _silent if cfg.objective == SFT else heard(teacher)
-    return distill_step(model_source(student), asked, objective(cfg))
+    ours, theirs = model_source(student), heard(teacher)
+    if cfg.objective == SFT:
+        return distill_step(ours, _silent, objective(cfg))
+    if tokenizers is None:
+        return distill_step(ours, theirs, objective(cfg))
+    pair = across(ours, theirs, *tokenizers)
+    return distill_step(pair.student, pair.teacher, objective(cfg, pair))
 
 
 def distill(
@@ -132,16 +141,19 @@ def distill(
     cfg: Config,
     out: Path | None = None,
     engine: Any = None,
+    tokenizers: Tokenizers | None = None,
 ) -> dict[str, float]:
     """Train ``student`` (or its adapters) in place on ``stream``; ``out`` and ``engine`` go to ``fit``.
 
-    Returns what ``fit`` says. A teacher that is quantised or spread over devices stays where it is.
+    ``tokenizers`` are the student's and the teacher's, for models that may read differently or whose output layers are
+    padded differently; ``stream`` is then one of ``crossing.across``. Returns what ``fit`` says. A teacher that is
+    quantised or spread over devices stays where it is.
     """
     check(cfg)
     student.train()  # also what stands around adapters
     stage = Stage(
         cfg.objective,
-        step_of(student, teacher, cfg),
+        step_of(student, teacher, cfg, tokenizers),
         train={"student": learning(student)},
         stream=stream,
         steps=cfg.steps,
@@ -170,24 +182,31 @@ def main(cfg: Config) -> Path:
     """Distil ``cfg.teacher`` into ``cfg.student`` on ``cfg.data``; writes the student and its report to ``cfg.out``."""
     check(cfg)
     seed_all(cfg.seed)
-    teacher, tokenizer = load_teacher(cfg.teacher, "language", **held(cfg.teacher_dtype, cfg.teacher_map))
+    teacher, theirs = load_teacher(cfg.teacher, "language", **held(cfg.teacher_dtype, cfg.teacher_map))
+    student, tokenizer = student_of(cfg, teacher, theirs)
     if cfg.chat_template is not None:
         tokenizer.chat_template = existing(cfg.chat_template).read_text(encoding="utf-8")
-    student = student_of(cfg, teacher, tokenizer)
-    split = hold_out(batches(cfg, tokenizer, teacher.config), share=0.1, most=32)
+    pair = across(model_source(student), heard(teacher), tokenizer, theirs)
+    require(not (cfg.pack and pair.kind == "different"), "--pack: needs one tokenizer for teacher and student")
+    split = hold_out(rows_across(cfg, pair, student.config), share=0.1, most=32)
     stream = repacked(split.stream, cfg.length) if cfg.pack else split.stream
     run = begin(cfg, "distill")
     device, alone = run.accelerator.device, deepcopy(student) if cfg.compare == SFT else None
-    contest = Contest(ready(teacher, device), split.on(device), split.name)
-    contest.enter("before", student.eval().to(device), price=False)
-    metrics: dict[str, Any] = distill(student, teacher, copy(stream), cfg, run.stage_dir, run.accelerator)
+    teacher, both = ready(teacher, device), (tokenizer, theirs)
+    student.eval().to(device)
+    held_out = split.on(device)
+    run.heed(doctor(pair.student, pair.teacher, *both, held_out))
+    contest = Contest(teacher, held_out, split.name, pair.near(held_out))
+    contest.enter("before", student, price=False)
+    engine = (run.stage_dir, run.accelerator, both)
+    metrics: dict[str, Any] = distill(student, teacher, copy(stream), cfg, *engine)
     if cfg.lora and run.accelerator.is_main_process:
         save_artefact(student, make_folder(run.out / "adapter"))
     student = contest.enter("distilled", merged(student))
     if alone is not None:
         student.cpu()  # one student at a time is enough for a device
         plain = replace(cfg, objective="sft", compare="none")
-        metrics[SFT] = distill(alone.to(device), teacher, copy(stream), plain, run.stage_dir, run.accelerator)
+        metrics[SFT] = distill(alone.to(device), teacher, copy(stream), plain, *engine)
         contest.enter(SFT, merged(alone))
     if cfg.pack:
         metrics["padding"] = {"padded": padding(split.stream), "packed": padding(stream)}
@@ -195,27 +214,19 @@ def main(cfg: Config) -> Path:
     return run.finish(student, tokenizer, metrics | contest.metrics(), contest.sections())
 
 
-def student_of(cfg: Config, teacher: Any, tokenizer: Any) -> Any:
-    """The student that ``cfg`` names, with adapters and checkpointing as it says."""
-    student = load_student(cfg.student, teacher, tokenizer, "language")
+def student_of(cfg: Config, teacher: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """The student that ``cfg`` names, with adapters and checkpointing as it says, and its tokenizer."""
+    student, own = load_own(cfg.student, teacher, tokenizer, "language")
     require(
         student.config.is_encoder_decoder == teacher.config.is_encoder_decoder,
         f"--student {cfg.student}: one of teacher and student is an encoder-decoder and the other is not",
     )
+    if student.config.is_encoder_decoder:
+        check_same_tokenizer(own, tokenizer)
     if cfg.checkpointing:
         _recompute(student)
-    return with_lora(student, cfg.lora) if cfg.lora else student
-
-
-def batches(cfg: Config, tokenizer: Any, config: Any) -> Batches:
-    """The stream that ``cfg`` names for models of ``config``: the user's data, or English text of the atlas."""
-    if config.is_encoder_decoder:
-        require(cfg.data, "--data: an encoder-decoder learns from rows with prompt and completion; name a file of them")
-        start = config.decoder_start_token_id
-        return seq2seq_batches(str(cfg.data), tokenizer, cfg.length, cfg.batch, start, cfg.seed)
-    if cfg.data is None:
-        return lm_batches(corpora.documents("en", 1500, cfg.seed), tokenizer, cfg.length, cfg.batch, cfg.seed)
-    return causal_batches(cfg.data, tokenizer, cfg.length, cfg.batch, cfg.seed)
+    own = own if differ(own, tokenizer) else tokenizer  # one tokenizer: the teacher's chat template
+    return with_lora(student, cfg.lora) if cfg.lora else student, own
 
 
 def _recompute(student: Any) -> None:

@@ -17,9 +17,9 @@ from limbeck.core.save import write_json
 from limbeck.core.signals import Source
 from limbeck.core.stage import freeze
 from limbeck.crossing import across
-from limbeck.data.crossed import row_batches, text_rows
+from limbeck.data.chats import as_chat, is_chat
 from limbeck.data.pairs import has_pairs
-from limbeck.data.read import read_jsonl, read_text
+from limbeck.data.read import read_rows, read_text
 from limbeck.data.stream import lm_batches, mlm_batches
 from limbeck.data.survey import survey
 from limbeck.evaluation.model import head_width
@@ -27,8 +27,7 @@ from limbeck.models.load import Dtype, load_model
 from limbeck.report.sections import Table
 from limbeck.report.terminal import print_table
 from limbeck.sources.model import ModelSource, model_source
-from limbeck.students.layers import parse_size
-from limbeck.students.load import EVERY_OTHER, HALF, load_student
+from limbeck.students.load import load_own
 
 TEXTS = 200  # documents that are read for an examination
 
@@ -42,7 +41,7 @@ class Doctor:
     student: str = "every-other"
     """Folder or Hub id, of any tokenizer; 6x384 or half: the teacher's architecture anew; every-other: half of it."""
     data: str | None = None
-    """jsonl with prompt and completion, or text (jsonl, txt, parquet, folder, Hub id); by default the atlas."""
+    """Conversations, prompts with completions, or text (jsonl, txt, parquet, folder, Hub id); by default the atlas."""
     teacher_dtype: Dtype = "float32"
     """Number format in which the teacher is held."""
     rows: int = 8
@@ -61,7 +60,7 @@ def examine(cfg: Doctor) -> Findings:
     require(cfg.length >= 2, f"--length {cfg.length}: expected at least 2 tokens")
     device = pick(cfg.device)
     teacher, theirs = load_model(cfg.teacher, "saved", cfg.teacher_dtype)
-    student, ours = _student(cfg, teacher, theirs)
+    student, ours = load_own(cfg.student, teacher, theirs, "saved")
     said = [model_source(freeze(model).to(device)) for model in (student, teacher)]
     teaching, batches = _rows(cfg, said, ours, theirs)
     batch = [to_device(batch, device) for batch in batches]
@@ -73,13 +72,6 @@ def examine(cfg: Doctor) -> Findings:
         write_json(cfg.out, [vars(finding) for finding in findings.found])
     findings.heed()
     return findings
-
-
-def _student(cfg: Doctor, teacher: Any, tokenizer: Any) -> tuple[Any, Any]:
-    """The student and its tokenizer, which is the teacher's if it is made from the teacher."""
-    if parse_size(cfg.student) or cfg.student in (EVERY_OTHER, HALF):
-        return load_student(cfg.student, teacher, tokenizer, "saved"), tokenizer
-    return load_model(cfg.student, "saved")
 
 
 def _rows(cfg: Doctor, said: Sequence[ModelSource], ours: Any, theirs: Any) -> tuple[Source, list[Batch]]:
@@ -97,10 +89,7 @@ def _rows(cfg: Doctor, said: Sequence[ModelSource], ours: Any, theirs: Any) -> t
     pair = across(student, teacher, ours, theirs)
     if cfg.data is not None and has_pairs(cfg.data):
         return pair.teacher, pair.batches(cfg.data, cfg.length, cfg.rows).take(1)
-    if pair.kind == "different":
-        rows = list(text_rows(_texts(cfg), ours, theirs, cfg.length))
-        return pair.teacher, row_batches(rows, cfg.rows).take(1)
-    return pair.teacher, lm_batches(_texts(cfg), ours, cfg.length, cfg.rows).take(1)
+    return pair.teacher, pair.text_batches(_texts(cfg), cfg.length, cfg.rows).take(1)
 
 
 def _narrow(side: ModelSource, tokenizer: Any) -> bool:
@@ -109,12 +98,20 @@ def _narrow(side: ModelSource, tokenizer: Any) -> bool:
 
 
 def _texts(cfg: Doctor) -> list[str]:
-    """Documents, or the completions of pairs."""
+    """Documents, or what is learned of pairs and conversations."""
     if cfg.data is None:
         return corpora.documents("en", TEXTS, 0)
     if has_pairs(cfg.data):
-        return [str(row.get("completion", "")) for _, row in islice(read_jsonl(cfg.data), TEXTS)]
+        return [text for where, one in islice(read_rows(cfg.data), TEXTS) for text in _answers(one, where)]
     return list(islice(read_text(cfg.data), TEXTS))
+
+
+def _answers(one: dict[str, Any], where: str) -> list[str]:
+    if not is_chat(one):
+        return [str(one.get("completion", ""))]
+    chat = as_chat(one, where)
+    said = [str(m.get("content") or "") for m, taught in zip(chat.messages, chat.taught, strict=True) if taught]
+    return [text for text in said if text.strip()]
 
 
 def _print_survey(cfg: Doctor, ours: Any, theirs: Any) -> None:

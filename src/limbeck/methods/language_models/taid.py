@@ -26,7 +26,6 @@ from torch import nn
 
 from limbeck.analyses.doctor import doctor
 from limbeck.analyses.measure import measure
-from limbeck.atlas import corpora
 from limbeck.core.batch import Batch
 from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
@@ -34,9 +33,8 @@ from limbeck.core.stage import Objective, Optim, Stage, distill_step
 from limbeck.core.terms import Clock
 from limbeck.crossing import side_by_side
 from limbeck.data.held import hold_out
-from limbeck.data.pairs import causal_batches
-from limbeck.data.stream import Batches, lm_batches
 from limbeck.losses.divergence import forward_kl, interpolated_cross_entropy, jsd, reverse_kl, total_variation
+from limbeck.methods.language_models.rows import rows
 from limbeck.models.load import Dtype
 from limbeck.objectives.tokens import Comparing, Comparison, hard, soft
 from limbeck.objectives.weighted import weighted
@@ -200,7 +198,7 @@ def main(cfg: Config) -> Path:
     paced_by(cfg)
     teacher, tokenizer = load_teacher(cfg.teacher, "causal", dtype=cfg.teacher_dtype)
     student = load_student(cfg.student, teacher, tokenizer, "causal")
-    split = hold_out(batches(cfg, tokenizer))
+    split = hold_out(rows(cfg, tokenizer, student.config))
     run = begin(cfg, "taid")
     device = run.accelerator.device
     teacher = ready(teacher, device)
@@ -217,10 +215,3 @@ def main(cfg: Config) -> Path:
 def agreement() -> Objective:
     """What is measured, never trained: both KLs to the teacher, and the student's negative log-likelihood."""
     return weighted(forward_kl=(1, soft(forward_kl)), reverse_kl=(1, soft(reverse_kl)), student_nll=(1, hard()))
-
-
-def batches(cfg: Config, tokenizer: Any) -> Batches:
-    """The stream that ``cfg`` names: the user's data, or English text of the atlas."""
-    if cfg.data is None:
-        return lm_batches(corpora.documents("en", 1500, cfg.seed), tokenizer, cfg.length, cfg.batch, cfg.seed)
-    return causal_batches(cfg.data, tokenizer, cfg.length, cfg.batch, cfg.seed)

@@ -29,7 +29,7 @@ from limbeck.data.store.foreign import Spoken
 from limbeck.data.store.imports import import_store, spoken_store
 from limbeck.data.store.teach import Keep, teach
 from limbeck.data.stream import Batches
-from limbeck.methods.language_models import distill
+from limbeck.methods.language_models.rows import rows
 from limbeck.models.load import load_config, load_model, load_tokenizer
 from limbeck.models.placement import Held, held, placed
 from limbeck.sources.model import model_source
@@ -144,8 +144,7 @@ def batches(cfg: Config, tokenizer: Any, config: Any) -> Batches:
     """The rows that ``cfg`` names, as ``limbeck distill`` reads them for a model of ``config``."""
     if cfg.chat_template is not None:
         tokenizer.chat_template = existing(cfg.chat_template).read_text(encoding="utf-8")
-    rows = distill.Config(data=cfg.data, length=cfg.length, batch=cfg.batch, seed=cfg.seed)
-    return distill.batches(rows, tokenizer, config)
+    return rows(cfg, tokenizer, config)
 
 
 def _layer(number: int, layers: int) -> int:
