@@ -63,8 +63,6 @@ class Writer:
         self.model, self.sampling, self.mixed, self.dtype = model, sampling or Sampling(), mixed, dtype
         self.ends = end_tokens(model) if ends is None else sorted(set(ends))
         if mixed is not None:
-            ours, theirs = model.config.vocab_size, mixed[0].config.vocab_size
-            require(ours == theirs, f"models that write together need one vocabulary, but have {ours} and {theirs}")
             require(0 <= mixed[1] <= 1, f"the other model's share must lie from 0 to 1, but is {mixed[1]}")
 
     def __call__(self, rows: Sequence[Sample], seed: int, rooms: Sequence[int] | None = None) -> list[Sample]:
@@ -167,9 +165,12 @@ class _Mixed:
         with silent(self.other):
             said = self.other(**self._inputs(input_ids, new), past_key_values=self.cache, use_cache=True)
         self.cache = said.past_key_values
-        theirs, ours = said.logits[:, -1].float().log_softmax(-1), scores.float().log_softmax(-1)
+        size = min(said.logits.shape[-1], scores.shape[-1])  # one vocabulary, but one layer may be padded
+        theirs, ours = (logits[:, :size].float().log_softmax(-1) for logits in (said.logits[:, -1], scores))
         shares = torch.tensor([self.share, 1 - self.share], device=ours.device).log()
-        return torch.logaddexp(theirs + shares[0], ours + shares[1])
+        both = torch.full_like(scores, -torch.inf, dtype=torch.float32)
+        both[:, :size] = torch.logaddexp(theirs + shares[0], ours + shares[1])
+        return both
 
     def _inputs(self, ids: Tensor, new: Tensor) -> dict[str, Any]:
         if self.seq2seq:
