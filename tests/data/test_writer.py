@@ -77,6 +77,15 @@ def test_output_layers_padded_differently_mix_what_both_have():
         assert float((seen - sum(halves)).abs().sum()) < 0.15
 
 
+def test_only_ids_below_the_size_are_written():
+    model = build("gpt2")
+    drawn = Writer(model, Sampling(4), ends=[], size=20)([Sample([5, 6, 7], [])] * 50, 7)
+    mixed = Writer(model, Sampling(4), ends=[], size=20, mixed=(build("gpt2", seed=5), 0.5))([Sample([5], [])] * 50, 7)
+    for samples in (drawn, mixed):
+        assert len(set(samples[0].completion)) <= 20
+        assert max(token for sample in samples for token in sample.completion) < 20
+
+
 def test_whatever_the_model_calls_its_defaults_the_distribution_is_the_asked_one():
     model, row = build("gpt2"), Sample([5, 6, 7], [])
     model.generation_config.update(do_sample=True, top_k=1, temperature=0.1, repetition_penalty=3.0)

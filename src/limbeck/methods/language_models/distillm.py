@@ -35,7 +35,7 @@ from limbeck.data.policies import Adaptive
 from limbeck.data.read import read_text
 from limbeck.data.rollout import Rollout
 from limbeck.data.stream import lm_batches
-from limbeck.data.writer import Sampling, Writer, end_tokens
+from limbeck.data.writer import Sampling
 from limbeck.losses.divergence import skew_forward_kl, skew_reverse_kl
 from limbeck.methods.language_models.on_policy import (
     AlsoText,
@@ -46,6 +46,7 @@ from limbeck.methods.language_models.on_policy import (
     run_on_policy,
     shares,
     stage_settings,
+    writer,
 )
 from limbeck.models.placement import Held
 from limbeck.objectives.tokens import hard, soft
@@ -125,7 +126,7 @@ def distillm(
     """
     goal, how, phi = parts(cfg, nll_on(student, validation))
     fine_tuned(student, stream, cfg, out, engine)
-    write = Writer(student, how, end_tokens(student, tokenizer) if ends is None else ends)
+    write = writer(student, teacher, how, tokenizer, ends)
     mixed = Rollout(stream, write, phi, cfg.seed)
     says, taught = side_by_side(student, teacher, tokenizer)
     step = distill_step(says, taught, goal)

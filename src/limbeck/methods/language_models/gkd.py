@@ -32,9 +32,9 @@ from limbeck.core.stage import Objective, Optim, Stage, distill_step
 from limbeck.crossing import side_by_side
 from limbeck.data.policies import Share
 from limbeck.data.rollout import Reused, Rollout
-from limbeck.data.writer import Sampling, Writer, end_tokens
+from limbeck.data.writer import Sampling
 from limbeck.losses.divergence import jsd
-from limbeck.methods.language_models.on_policy import fine_tuned, frozen, run_on_policy, shares, stage_settings
+from limbeck.methods.language_models.on_policy import fine_tuned, frozen, run_on_policy, shares, stage_settings, writer
 from limbeck.models.placement import Held
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
@@ -99,7 +99,7 @@ def gkd(
     """
     goal, policy, how = parts(cfg)
     fine_tuned(student, stream, cfg, out, engine)
-    write = Writer(student, how, end_tokens(student, tokenizer) if ends is None else ends)
+    write = writer(student, teacher, how, tokenizer, ends)
     mixed = Rollout(stream, write, policy, cfg.seed)
     said = fit(
         Stage(

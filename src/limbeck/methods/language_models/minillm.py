@@ -42,7 +42,7 @@ from limbeck.data.read import read_text
 from limbeck.data.rollout import Reused, Rollout
 from limbeck.data.samples import Sample, batch_of
 from limbeck.data.stream import Batches, lm_batches
-from limbeck.data.writer import Sampling, Writer, end_tokens, silent
+from limbeck.data.writer import Sampling, Writer, silent
 from limbeck.losses.divergence import reverse_kl
 from limbeck.losses.policy_gradient import clipped_surrogate, returns_to_go, whitened
 from limbeck.methods.language_models.on_policy import (
@@ -53,6 +53,7 @@ from limbeck.methods.language_models.on_policy import (
     frozen,
     run_on_policy,
     stage_settings,
+    writer,
 )
 from limbeck.models.placement import Held
 from limbeck.objectives.tokens import Comparison, compare
@@ -171,8 +172,7 @@ def minillm(
     """
     how = check(cfg)
     says, taught = side_by_side(student, teacher, tokenizer)
-    ends = end_tokens(student, tokenizer) if ends is None else ends
-    write = Writer(student, how, ends, mixed=(teacher, cfg.mixed) if cfg.mixed else None)
+    write = writer(student, teacher, how, tokenizer, ends, (teacher, cfg.mixed) if cfg.mixed else None)
     fine_tuned(student, stream, cfg, out, engine)
     written = Rollout(stream, write, Share(1.0), cfg.seed, revise=Scored(says, taught, write, cfg))
     batches = Reused(written, cfg.collect, cfg.reuse, cfg.seed)

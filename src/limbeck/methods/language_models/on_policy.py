@@ -5,7 +5,7 @@ Not a method: a method's ``main`` calls ``run_on_policy`` with its recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from limbeck.data.rollout import Rollout
 from limbeck.data.samples import batch_of, samples_of
 from limbeck.data.stream import Batches
 from limbeck.data.writer import Sampling, Writer, end_tokens, silent
-from limbeck.evaluation.model import start_token
+from limbeck.evaluation.model import head_width, start_token
 from limbeck.losses.divergence import forward_kl, reverse_kl
 from limbeck.models.load import load_model
 from limbeck.models.placement import held, placed, settled
@@ -51,11 +51,6 @@ class Job(NamedTuple):
     tokenizer: Any
     split: Split
     run: Started
-
-    @property
-    def ends(self) -> list[int]:
-        """The ids that end a text."""
-        return end_tokens(self.student, self.tokenizer)
 
 
 def run_on_policy(cfg: Any, method: str, recipe: Callable[[Job], Mapping[str, Any]]) -> Path:
@@ -92,10 +87,26 @@ def judged(job: Job, cfg: Any) -> dict[str, float]:
     device = job.run.accelerator.device
     compare = distill_step(*side_by_side(job.student.eval(), job.teacher, job.tokenizer), agreement())
     rows = job.split.on(device)
-    write = Writer(job.student, Sampling(cfg.new_tokens), job.ends)
+    write = writer(job.student, job.teacher, Sampling(cfg.new_tokens), job.tokenizer)
     own = [to_device(batch_of(write(samples_of(batch), cfg.seed + i)), device) for i, batch in enumerate(rows)]
     said = measure(compare, own)
     return measure(compare, rows) | {f"own_text_{name}": said[name] for name in ("forward_kl", "reverse_kl")}
+
+
+def writer(
+    student: Any,
+    teacher: Any,
+    how: Sampling,
+    tokenizer: Any = None,
+    ends: Sequence[int] | None = None,
+    mixed: tuple[Any, float] | None = None,
+) -> Writer:
+    """A ``Writer`` of the student's that writes no id that the teacher cannot read.
+
+    ``ends`` are the ids that end a text, by default what student and ``tokenizer`` say.
+    """
+    size = min(head_width(model) or 0 for model in (student, teacher)) or None
+    return Writer(student, how, end_tokens(student, tokenizer) if ends is None else ends, mixed, size)
 
 
 def agreement() -> Objective:

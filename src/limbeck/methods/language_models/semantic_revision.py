@@ -42,11 +42,11 @@ from limbeck.data.policies import Share
 from limbeck.data.revise import Corrected
 from limbeck.data.rollout import Rollout
 from limbeck.data.spans import Chunker, Neighbours, phrases
-from limbeck.data.writer import Sampling, Writer, end_tokens
+from limbeck.data.writer import Sampling
 from limbeck.losses.clipped import clipped_kl
 from limbeck.losses.correlation import pair_correlation
 from limbeck.losses.divergence import forward_kl
-from limbeck.methods.language_models.on_policy import fine_tuned, frozen, run_on_policy, shares, stage_settings
+from limbeck.methods.language_models.on_policy import fine_tuned, frozen, run_on_policy, shares, stage_settings, writer
 from limbeck.models.placement import Held
 from limbeck.objectives.named import unit
 from limbeck.objectives.tokens import Comparison, check_teacher, compare, hard
@@ -190,7 +190,7 @@ def semantic_revision(
     """
     how = check(cfg)
     says, taught = side_by_side(student, teacher, tokenizer)
-    write = Writer(student, how, end_tokens(student, tokenizer) if ends is None else ends)
+    write = writer(student, teacher, how, tokenizer, ends)
     revise = Corrected(says, taught, write, cfg.corrections) if cfg.corrections else None
     levels = Levels(student.config.vocab_size) if cfg.clip else None
     fine_tuned(student, stream, cfg, out, engine)
