@@ -2,7 +2,7 @@
 
 import torch
 
-from limbeck.data.compose import Beside, Mapped, beside
+from limbeck.data.compose import Beside, Mapped, carried
 from limbeck.data.samples import Sample, batch_of
 from limbeck.data.stream import Batches
 
@@ -27,7 +27,7 @@ def make():
 def test_one_batch_carries_the_other_and_passes_the_function():
     for batch, one, two in zip(take(make(), 7), plain(0, 1).take(7), plain(50, 2).take(7), strict=True):
         assert torch.equal(batch["ids"], one["ids"])
-        assert ids([beside(batch)]) == ids([two])
+        assert ids([carried(batch)]) == ids([two])
         assert torch.equal(batch["sum"], one["ids"] + two["ids"])
 
 

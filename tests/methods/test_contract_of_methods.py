@@ -160,6 +160,11 @@ class Letters:
     def __call__(self, text: str, **settings):
         return {"input_ids": [1] * len(text)}
 
+    eos_token_id = None
+
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(97 + token): token for token in range(VOCABULARY)}
+
     def decode(self, ids, **settings) -> str:
         return "".join(chr(97 + token) for token in ids)
 

@@ -35,7 +35,7 @@ class Beside:
             feed.load_state_dict(saved)
 
 
-def beside(batch: Batch, prefix: str = "text_") -> Batch:
+def carried(batch: Batch, prefix: str = "text_") -> Batch:
     """The batch that was carried along under ``prefix``."""
     return {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}
 

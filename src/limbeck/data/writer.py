@@ -49,7 +49,8 @@ class Writer:
     that training goes on with is left as it was.
 
     ``mixed`` is another model and its share of every token's distribution, ``share * other + (1 - share) * model``
-    (MiniLLM's teacher-mixed sampling, 2306.08543, section 2.2). ``dtype`` writes under autocast to that type.
+    (MiniLLM's teacher-mixed sampling, 2306.08543, section 2.2). ``size``: only ids below it are written, where the
+    output layer has more (padding that another model cannot read). ``dtype`` writes under autocast to that type.
     """
 
     def __init__(
@@ -58,13 +59,13 @@ class Writer:
         sampling: Sampling | None = None,
         ends: Sequence[int] | None = None,
         mixed: tuple[Any, float] | None = None,
+        size: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.model, self.sampling, self.mixed, self.dtype = model, sampling or Sampling(), mixed, dtype
+        self.model, self.sampling, self.mixed = model, sampling or Sampling(), mixed
+        self.size, self.dtype = size, dtype
         self.ends = end_tokens(model) if ends is None else sorted(set(ends))
         if mixed is not None:
-            ours, theirs = model.config.vocab_size, mixed[0].config.vocab_size
-            require(ours == theirs, f"models that write together need one vocabulary, but have {ours} and {theirs}")
             require(0 <= mixed[1] <= 1, f"the other model's share must lie from 0 to 1, but is {mixed[1]}")
 
     def __call__(self, rows: Sequence[Sample], seed: int, rooms: Sequence[int] | None = None) -> list[Sample]:
@@ -119,8 +120,8 @@ class Writer:
         """New ids of every row, ``room`` at most."""
         inputs = self._inputs(rows)
         given = inputs["decoder_input_ids" if self._seq2seq else "input_ids"].shape[1]
-        more = {"logits_processor": [_Mixed(*self.mixed, inputs)]} if self.mixed else {}
-        ids = self.model.generate(**inputs, generation_config=self._settings(rows, room), **more)
+        how = [self._allowed] + ([_Mixed(*self.mixed, inputs)] if self.mixed else [])
+        ids = self.model.generate(**inputs, generation_config=self._settings(rows, room), logits_processor=how)
         return ids[:, given:].tolist()
 
     def _inputs(self, rows: Sequence[Sample]) -> dict[str, Tensor]:
@@ -133,6 +134,12 @@ class Writer:
         require(all(sources), "an encoder-decoder writes from a source, but a row has none; give its encoder_ids")
         read = {"input_ids": pad(sources), "attention_mask": lengths_mask(sources).long()}
         return {name: value.to(device) for name, value in (read | {"decoder_input_ids": pad(prompts)}).items()}
+
+    def _allowed(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits b v without those that may not be written."""
+        if self.size is None or scores.shape[1] <= self.size:
+            return scores
+        return scores.masked_fill(torch.arange(scores.shape[1], device=scores.device) >= self.size, -torch.inf)
 
     def _settings(self, rows: Sequence[Sample], room: int) -> Any:
         """What ``generate`` is told."""
@@ -167,9 +174,14 @@ class _Mixed:
         with silent(self.other):
             said = self.other(**self._inputs(input_ids, new), past_key_values=self.cache, use_cache=True)
         self.cache = said.past_key_values
-        theirs, ours = said.logits[:, -1].float().log_softmax(-1), scores.float().log_softmax(-1)
+        size = min(said.logits.shape[-1], scores.shape[-1])  # one vocabulary, but one layer may be padded
+        forbidden = scores[:, :size].isneginf()
+        heard = said.logits[:, -1, :size].masked_fill(forbidden, -torch.inf), scores[:, :size]
+        theirs, ours = (logits.float().log_softmax(-1) for logits in heard)
         shares = torch.tensor([self.share, 1 - self.share], device=ours.device).log()
-        return torch.logaddexp(theirs + shares[0], ours + shares[1])
+        both = torch.full_like(scores, -torch.inf, dtype=torch.float32)
+        both[:, :size] = torch.logaddexp(theirs + shares[0], ours + shares[1])
+        return both
 
     def _inputs(self, ids: Tensor, new: Tensor) -> dict[str, Any]:
         if self.seq2seq:

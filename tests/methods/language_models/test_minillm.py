@@ -59,7 +59,7 @@ def written():
     student, teacher = build("gpt2"), build("gpt2", seed=3)
     cfg = Config(mixed=0.3)
     rows = Writer(student, Sampling(6), ends=[1], mixed=(teacher, 0.3))([Sample([5, 6, 7], []), Sample([4], [])], 2)
-    return student, teacher, Scored(model_source(student), model_source(teacher), cfg)(rows, 0)
+    return student, teacher, Scored(model_source(student), model_source(teacher), Writer(student), cfg)(rows, 0)
 
 
 def chances(model, row: Sample) -> list[float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_llms import build, save
+from tiny_llms import build, save, tokenizer
 from transformers import AutoConfig
 
 from limbeck.core.batch import Batch
@@ -103,6 +103,27 @@ def test_mistakes_of_the_user_leave_nothing_behind(files, tmp_path, module, chan
     with pytest.raises(LimbeckError, match=message):
         module.main(module.Config(**{**SMALL, **named, **changes, "out": tmp_path / "run"}))
     assert not (tmp_path / "run").exists()
+
+
+STREAM = [batch_of(DECODERS[:4])]
+CALLS = {  # student, teacher, settings -> what the recipe says; on-policy alone
+    "gkd": lambda s, t, how: gkd.gkd(s, t, STREAM, gkd.Config(**how, share=1.0), tokenizer=tokenizer()),
+    "distillm": lambda s, t, how: distillm.distillm(
+        s, t, STREAM, STREAM, distillm.Config(**how, start=1.0), tokenizer=tokenizer()
+    ),
+    "minillm": lambda s, t, how: minillm.minillm(s, t, STREAM, minillm.Config(**how), tokenizer=tokenizer()),
+    "semantic_revision": lambda s, t, how: semantic_revision.semantic_revision(
+        s, t, STREAM, tokenizer(), semantic_revision.Config(**how, share=1.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_output_layers_padded_differently_are_compared_and_written_on_what_both_have(name):
+    student, teacher = build("gpt2", vocabulary=150), build("gpt2", seed=3)
+    assert teacher.config.vocab_size < 150, "the teacher could not read all that the student may say"
+    said = CALLS[name](student, teacher, {**SMALL, "sft_steps": 0, "new_tokens": 12})
+    assert said["steps"] == 3
 
 
 def test_text_beside_is_one_more_term_over_its_own_tokens():

@@ -38,8 +38,6 @@ def test_without_clipping_the_losses_are_their_formulas():
     where, reference = made["answer"], made["reference"]
     kl = forward_kl(student.logits, teacher.logits)[where].sum()
     assert terms["dac"].sum.item() == pytest.approx(kl.item(), rel=1e-5)
-    assert terms["kept_mass"].sum.item() == int(where.sum())
-    assert terms["kept_mass"].weight == 0
     nll = cross_entropy(student.logits, made["targets"])[reference].sum()
     assert terms["hard"].sum.item() == pytest.approx(nll.item(), rel=1e-5)
     q, p = (signals.logits.softmax(-1) for signals in (student, teacher))
@@ -51,7 +49,7 @@ def test_without_clipping_the_losses_are_their_formulas():
     assert int(made["pairs"].sum()) == pairs == 8
     assert terms["span"].sum.item() == pytest.approx(apart, rel=1e-5)
     assert [terms[name].weight for name in ("dac", "span", "hard")] == [1.0, 2.0, 3.0]
-    assert set(semantic(None, Config(span=0, hard=0))(student, teacher, made, Clock(0, 1))) == {"dac", "kept_mass"}
+    assert set(semantic(None, Config(span=0, hard=0))(student, teacher, made, Clock(0, 1))) == {"dac"}
 
 
 def test_levels_start_near_plain_kl_and_are_ordered():
@@ -88,6 +86,7 @@ def test_learned_levels_lower_the_loss_and_keep_the_least_mass():
         terms["dac"].sum.backward()
         optimizer.step()
         seen.append((terms["dac"].sum.item(), terms["kept_mass"].sum.item() / int(made["answer"].sum())))
+    assert terms["kept_mass"].weight == 0
     assert seen[-1][0] < 0.9 * seen[0][0]
     assert 0.5 <= seen[-1][1] < seen[0][1]
 

@@ -7,6 +7,7 @@ import torch
 from tiny_llms import build, save, tokenizer
 
 from limbeck.core.check import LimbeckError
+from limbeck.data.prompts import prompt_batches
 from limbeck.data.samples import Sample, samples_of
 from limbeck.data.writer import Sampling, Writer
 from limbeck.losses.divergence import forward_kl, reverse_kl
@@ -78,6 +79,16 @@ def test_offline_gives_the_same_texts_at_every_visit_and_online_new_ones():
     assert 0 < sum(text in known for text in half) < 48
 
 
+def test_models_padded_differently_are_compared_on_what_all_have():
+    student, teacher, oracle = (
+        build("gpt2", vocabulary=140),
+        build("gpt2", seed=3),
+        build("gpt2", seed=4, vocabulary=150),
+    )
+    said, _ = teacher_hacking(student, teacher, oracle, prompts(), Config(**{**SMALL, "source": "online_student"}))
+    assert said["golden_last"] > 0
+
+
 def test_jeffreys_is_the_mean_of_both_kls():
     a, b = torch.randn(2, 5, 7).unbind(0)
     torch.testing.assert_close(jeffreys(a, b), (forward_kl(a, b) + reverse_kl(a, b)) / 2)
@@ -87,13 +98,14 @@ def test_no_prompt_is_in_two_parts(tmp_path):
     rows = [{"prompt": f"good {i % 40} film", "completion": " bad"} for i in range(60)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     settings = {**SMALL, "data": str(tmp_path / "pairs.jsonl"), "length": 16}
-    parts = prompts_of(Config(**settings), tokenizer(), build("gpt2"))
+    stream = prompt_batches(settings["data"], tokenizer(), 16, 4)
+    parts = prompts_of(Config(**settings), stream)
     found = [str(row.prompt) for part in parts for row in part]
     assert [len(part) for part in parts] == [8, 8, 8]
     assert len(set(found)) == 24
     assert all(row.completion == [] for part in parts for row in part)
     with pytest.raises(LimbeckError, match="ask for 56 different prompts, but the data has 40"):
-        prompts_of(Config(**{**settings, "prompts": 40}), tokenizer(), build("gpt2"))
+        prompts_of(Config(**{**settings, "prompts": 40}), stream)
 
 
 @pytest.fixture

@@ -28,28 +28,30 @@ from limbeck.core.batch import Batch
 from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
 from limbeck.core.stage import Objective, Optim, Stage, distill_step
+from limbeck.crossing import side_by_side
 from limbeck.data.compose import Beside
 from limbeck.data.held import hold_out
 from limbeck.data.policies import Adaptive
 from limbeck.data.read import read_text
 from limbeck.data.rollout import Rollout
 from limbeck.data.stream import lm_batches
-from limbeck.data.writer import Sampling, Writer
+from limbeck.data.writer import Sampling
 from limbeck.losses.divergence import skew_forward_kl, skew_reverse_kl
 from limbeck.methods.language_models.on_policy import (
     AlsoText,
     Job,
     fine_tuned,
+    frozen,
     nll_on,
     run_on_policy,
     shares,
     stage_settings,
+    writer,
 )
-from limbeck.models.load import Dtype
+from limbeck.models.placement import Held
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.run import Run
-from limbeck.sources.model import model_source
 
 DIVERGENCES = {"skew_reverse_kl": skew_reverse_kl, "skew_forward_kl": skew_forward_kl}
 
@@ -62,8 +64,8 @@ class Config(Run):
     """Folder that the run writes."""
     teacher: str = "limbeck:atlas/weights/lm"
     """Folder or Hub id of a language model; by default the one that ships with limbeck."""
-    teacher_dtype: Dtype = "float32"
-    """Number format in which the teacher is held; losses are computed in float32 whatever it is."""
+    teacher_dtype: Held = "float32"
+    """How the teacher is held; auto: as it was saved; int8 and nf4 quantise it while loading (bitsandbytes)."""
     student: str = "every-other"
     """Folder or Hub id; 6x384 or half: the teacher's architecture anew; every-other: a copy of half of its layers."""
     data: str | None = None
@@ -112,18 +114,22 @@ def distillm(
     cfg: Config,
     out: Path | None = None,
     engine: Any = None,
+    tokenizer: Any = None,
     ends: Sequence[int] | None = None,
     text: Iterable[Batch] | None = None,
 ) -> dict[str, float]:
     """Train ``student`` in place; ``validation`` are batches that move phi, ``text`` an optional corpus beside.
 
-    ``ends`` are the ids that end a text, by default what the student's configuration says; ``out`` and ``engine`` go to
-    ``fit``. Returns what it says, the last phi, and the shares of data, of written and of replayed text.
+    ``ends`` are the ids that end a text, by default what student and ``tokenizer`` say, which also lets padded output
+    layers be cut to one width. ``out`` and ``engine`` go to ``fit``. Returns what it says, the last phi, and the shares
+    of data, of written and of replayed text.
     """
     goal, how, phi = parts(cfg, nll_on(student, validation))
     fine_tuned(student, stream, cfg, out, engine)
-    mixed, says = Rollout(stream, Writer(student, how, ends), phi, cfg.seed), model_source(student)
-    step = distill_step(says, model_source(teacher), goal)
+    write = writer(student, teacher, how, tokenizer, ends)
+    mixed = Rollout(stream, write, phi, cfg.seed)
+    says, taught = side_by_side(student, teacher, tokenizer)
+    step = distill_step(says, taught, goal)
     said = fit(
         Stage(
             "distillm",
@@ -133,7 +139,7 @@ def distillm(
             steps=cfg.steps,
             optim=Optim(cfg.lr, "cosine"),
             after=[phi],
-            frozen={"teacher": teacher},
+            frozen=frozen(teacher),
             **stage_settings(cfg),
         ),
         out,
@@ -165,7 +171,7 @@ def main(cfg: Config) -> Path:
     def recipe(job: Job) -> dict[str, float]:
         valid = hold_out(job.split.stream)  # phi must not look at what the report is measured on
         text = cfg.text and lm_batches(read_text(cfg.text), job.tokenizer, cfg.length, cfg.batch, cfg.seed)
-        rest = cfg, job.run.stage_dir, job.run.accelerator, job.ends, text or None
+        rest = cfg, job.run.stage_dir, job.run.accelerator, job.tokenizer, None, text or None
         return distillm(job.student, job.teacher, valid.stream, valid.batches, *rest)
 
     return run_on_policy(cfg, "distillm", recipe)

@@ -29,16 +29,16 @@ from limbeck.core.batch import Batch
 from limbeck.core.check import require
 from limbeck.core.fit import fit
 from limbeck.core.stage import Objective, Optim, Stage, distill_step
+from limbeck.crossing import side_by_side
 from limbeck.data.policies import Share
 from limbeck.data.rollout import Reused, Rollout
-from limbeck.data.writer import Sampling, Writer
+from limbeck.data.writer import Sampling
 from limbeck.losses.divergence import jsd
-from limbeck.methods.language_models.on_policy import fine_tuned, run_on_policy, shares, stage_settings
-from limbeck.models.load import Dtype
+from limbeck.methods.language_models.on_policy import fine_tuned, frozen, run_on_policy, shares, stage_settings, writer
+from limbeck.models.placement import Held
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.run import Run
-from limbeck.sources.model import model_source
 
 COLLECT = 16  # batches that are written before they are used again, with --reuse
 
@@ -51,8 +51,8 @@ class Config(Run):
     """Folder that the run writes."""
     teacher: str = "limbeck:atlas/weights/lm"
     """Folder or Hub id of a language model; by default the one that ships with limbeck."""
-    teacher_dtype: Dtype = "float32"
-    """Number format in which the teacher is held; losses are computed in float32 whatever it is."""
+    teacher_dtype: Held = "float32"
+    """How the teacher is held; auto: as it was saved; int8 and nf4 quantise it while loading (bitsandbytes)."""
     student: str = "every-other"
     """Folder or Hub id; 6x384 or half: the teacher's architecture anew; every-other: a copy of half of its layers."""
     data: str | None = None
@@ -88,25 +88,28 @@ def gkd(
     cfg: Config,
     out: Path | None = None,
     engine: Any = None,
+    tokenizer: Any = None,
     ends: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Train ``student`` in place on ``stream``, a share of it written by the student.
 
-    ``ends`` are the ids that end a text, by default what the student's configuration says; ``out`` and ``engine`` go to
-    ``fit``. Returns what it says and the shares of data and of written text.
+    ``ends`` are the ids that end a text, by default what student and ``tokenizer`` say, which also lets padded output
+    layers be cut to one width. ``out`` and ``engine`` go to ``fit``. Returns what it says and the shares of data and of
+    written text.
     """
     goal, policy, how = parts(cfg)
     fine_tuned(student, stream, cfg, out, engine)
-    mixed = Rollout(stream, Writer(student, how, ends), policy, cfg.seed)
+    write = writer(student, teacher, how, tokenizer, ends)
+    mixed = Rollout(stream, write, policy, cfg.seed)
     said = fit(
         Stage(
             "gkd",
-            distill_step(model_source(student), model_source(teacher), goal),
+            distill_step(*side_by_side(student, teacher, tokenizer), goal),
             train={"student": student},
             stream=mixed if cfg.reuse == 1 else Reused(mixed, COLLECT, cfg.reuse, cfg.seed),
             steps=cfg.steps,
             optim=Optim(cfg.lr),
-            frozen={"teacher": teacher},
+            frozen=frozen(teacher),
             **stage_settings(cfg),
         ),
         out,
@@ -136,6 +139,6 @@ def main(cfg: Config) -> Path:
         cfg,
         "gkd",
         lambda job: gkd(
-            job.student, job.teacher, job.split.stream, cfg, job.run.stage_dir, job.run.accelerator, job.ends
+            job.student, job.teacher, job.split.stream, cfg, job.run.stage_dir, job.run.accelerator, job.tokenizer
         ),
     )

@@ -32,9 +32,10 @@ from limbeck.atlas import corpora
 from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
-from limbeck.core.signals import Signals
+from limbeck.core.signals import Signals, Source
 from limbeck.core.stage import Objective, Optim, Stage, distill_step
 from limbeck.core.terms import Clock, Terms, per
+from limbeck.crossing import side_by_side
 from limbeck.data.compose import Beside
 from limbeck.data.policies import Share
 from limbeck.data.read import read_text
@@ -42,20 +43,21 @@ from limbeck.data.rollout import Reused, Rollout
 from limbeck.data.samples import Sample, batch_of
 from limbeck.data.stream import Batches, lm_batches
 from limbeck.data.writer import Sampling, Writer, silent
-from limbeck.losses.divergence import cross_entropy, reverse_kl
+from limbeck.losses.divergence import reverse_kl
 from limbeck.losses.policy_gradient import clipped_surrogate, returns_to_go, whitened
 from limbeck.methods.language_models.on_policy import (
     DOCUMENTS,
     AlsoText,
     Job,
     fine_tuned,
+    frozen,
     run_on_policy,
     stage_settings,
+    writer,
 )
-from limbeck.models.load import Dtype
-from limbeck.objectives.tokens import check_teacher, logits_on, targets_on
+from limbeck.models.placement import Held
+from limbeck.objectives.tokens import Comparison, compare
 from limbeck.run import Run
-from limbeck.sources.model import ModelSource, model_source
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class Config(Run):
     """Folder that the run writes."""
     teacher: str = "limbeck:atlas/weights/lm"
     """Folder or Hub id of a language model; by default the one that ships with limbeck."""
-    teacher_dtype: Dtype = "float32"
-    """Number format in which the teacher is held; losses are computed in float32 whatever it is."""
+    teacher_dtype: Held = "float32"
+    """How the teacher is held; auto: as it was saved; int8 and nf4 quantise it while loading (bitsandbytes)."""
     student: str = "every-other"
     """Folder or Hub id; 6x384 or half: the teacher's architecture anew; every-other: a copy of half of its layers."""
     data: str | None = None
@@ -109,13 +111,13 @@ class Scored:
     batch (the paper's equations 6 to 9). To be used as ``Rollout(revise=...)``.
     """
 
-    def __init__(self, student: ModelSource, teacher: ModelSource, cfg: Config) -> None:
-        self.student, self.teacher, self.cfg = student, teacher, cfg
+    def __init__(self, student: Source, teacher: Source, write: Writer, cfg: Config) -> None:
+        self.student, self.teacher, self.write, self.cfg = student, teacher, write, cfg
 
     def __call__(self, rows: list[Sample], seed: int) -> list[Sample]:
         """The rows with their notes."""
-        batch = to_device(batch_of(rows), next(self.student.model.parameters()).device)
-        with silent(self.student.model), silent(self.teacher.model):
+        batch = to_device(batch_of(rows), next(self.write.model.parameters()).device)
+        with silent(self.write.model):
             ours, theirs = (spoken(source(batch), batch) for source in (self.student, self.teacher))
         where, cfg = batch["answer"], self.cfg
         weight = (ours - mixture(ours, theirs, cfg.mixed)).exp()
@@ -126,13 +128,9 @@ class Scored:
 
 
 def spoken(signals: Signals, batch: Batch) -> Tensor:
-    """log-probability b t of every target where ``answer`` is true, 0 elsewhere; row by row, to save memory."""
-    out = torch.zeros(batch["ids"].shape, device=batch["ids"].device)
-    for row in range(len(out)):
-        where = torch.zeros_like(batch["answer"])
-        where[row] = batch["answer"][row]
-        out[where] = -cross_entropy(signals.logits_at(where), batch["targets"][where])
-    return out
+    """log-probability b t of every target where ``answer`` is true, 0 elsewhere."""
+    (nll,) = compare([Comparison("nll")], signals, signals, batch)
+    return torch.zeros(batch["ids"].shape, dtype=nll.dtype, device=nll.device).masked_scatter(batch["answer"], -nll)
 
 
 def mixture(ours: Tensor, theirs: Tensor, share: float) -> Tensor:
@@ -147,12 +145,11 @@ def policy_and_single_step(clip: float) -> Objective:
     """The clipped policy gradient (term ``policy``) and the exact reverse KL of each token (``single``)."""
 
     def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
-        ours, theirs = (logits_on(signals, batch, "answer") for signals in (student, teacher))
-        check_teacher(ours, theirs)
-        where, now = batch["answer"], -cross_entropy(ours, targets_on(batch, "answer"))
-        old, advantage, weight = (batch[name][where] for name in ("old", "advantage", "weight"))
-        policy = per("answer", clipped_surrogate(now, old, advantage, weight, clip), "policy")
-        return Terms({**policy, **per("answer", reverse_kl(ours, theirs), "single")})
+        asked = Comparison("nll"), Comparison("single", divergence=reverse_kl)
+        nll, single = compare(asked, student, teacher, batch)
+        old, advantage, weight = (batch[name][batch["answer"]] for name in ("old", "advantage", "weight"))
+        policy = per("answer", clipped_surrogate(-nll, old, advantage, weight, clip), "policy")
+        return Terms({**policy, **per("answer", single, "single")})
 
     return objective
 
@@ -164,19 +161,20 @@ def minillm(
     cfg: Config,
     out: Path | None = None,
     engine: Any = None,
+    tokenizer: Any = None,
     ends: Sequence[int] | None = None,
     text: Iterable[Batch] | None = None,
 ) -> dict[str, float]:
     """Train ``student`` in place on its own continuations of the prompts of ``stream``, and on ``text`` beside.
 
-    ``ends`` are the ids that end a text, by default what the student's configuration says; ``out`` and ``engine`` go to
-    ``fit``, whose summary is returned.
+    ``ends`` are the ids that end a text, by default what student and ``tokenizer`` say, which also lets padded output
+    layers be cut to one width. ``out`` and ``engine`` go to ``fit``, whose summary is returned.
     """
     how = check(cfg)
-    says, taught = model_source(student), model_source(teacher)
-    write = Writer(student, how, ends, mixed=(teacher, cfg.mixed) if cfg.mixed else None)
+    says, taught = side_by_side(student, teacher, tokenizer)
+    write = writer(student, teacher, how, tokenizer, ends, (teacher, cfg.mixed) if cfg.mixed else None)
     fine_tuned(student, stream, cfg, out, engine)
-    written = Rollout(stream, write, Share(1.0), cfg.seed, revise=Scored(says, taught, cfg))
+    written = Rollout(stream, write, Share(1.0), cfg.seed, revise=Scored(says, taught, write, cfg))
     batches = Reused(written, cfg.collect, cfg.reuse, cfg.seed)
     step = distill_step(says, taught, policy_and_single_step(cfg.clip))
     return fit(
@@ -187,7 +185,7 @@ def minillm(
             stream=batches if text is None else Beside(batches, text),
             steps=cfg.steps,
             optim=Optim(cfg.lr, "cosine"),
-            frozen={"teacher": teacher},
+            frozen=frozen(teacher),
             **stage_settings(cfg),
         ),
         out,
@@ -209,7 +207,7 @@ def main(cfg: Config) -> Path:
     check(cfg)
 
     def recipe(job: Job) -> dict[str, float]:
-        rest = cfg, job.run.stage_dir, job.run.accelerator, job.ends, corpus(cfg, job.tokenizer)
+        rest = cfg, job.run.stage_dir, job.run.accelerator, job.tokenizer, None, corpus(cfg, job.tokenizer)
         return minillm(job.student, job.teacher, job.split.stream, *rest)
 
     return run_on_policy(cfg, "minillm", recipe)

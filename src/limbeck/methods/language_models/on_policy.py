@@ -5,33 +5,37 @@ Not a method: a method's ``main`` calls ``run_on_policy`` with its recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from limbeck.analyses.doctor import doctor
 from limbeck.analyses.measure import measure
 from limbeck.atlas import corpora
 from limbeck.core.batch import Batch, to_device
+from limbeck.core.check import require
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals, Source
 from limbeck.core.stage import Objective, Optim, Stage, Step, distill_step, freeze
 from limbeck.core.terms import Clock, Terms
-from limbeck.data.compose import beside
+from limbeck.crossing import side_by_side
+from limbeck.data.compose import carried
 from limbeck.data.held import Split, hold_out
 from limbeck.data.prompts import prompt_batches
 from limbeck.data.rollout import Rollout
 from limbeck.data.samples import batch_of, samples_of
 from limbeck.data.stream import Batches
 from limbeck.data.writer import Sampling, Writer, end_tokens, silent
-from limbeck.evaluation.model import start_token
+from limbeck.evaluation.model import head_width, start_token
 from limbeck.losses.divergence import forward_kl, reverse_kl
 from limbeck.models.load import load_model
+from limbeck.models.placement import held, placed, settled
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
-from limbeck.report.sections import Table
+from limbeck.report.sections import before_and_after
 from limbeck.run import Run, Started, begin, seed_all
 from limbeck.sources.model import model_source
 from limbeck.students.load import load_student
@@ -48,27 +52,27 @@ class Job(NamedTuple):
     split: Split
     run: Started
 
-    @property
-    def ends(self) -> list[int]:
-        """The ids that end a text."""
-        return end_tokens(self.student, self.tokenizer)
-
 
 def run_on_policy(cfg: Any, method: str, recipe: Callable[[Job], Mapping[str, Any]]) -> Path:
     """Load what ``cfg`` names, run ``recipe``, write the student and a report that measures it before and after."""
     seed_all(cfg.seed)
-    teacher, tokenizer = load_model(cfg.teacher, "language", cfg.teacher_dtype)
+    teacher, tokenizer = load_model(cfg.teacher, "language", **held(cfg.teacher_dtype))
     student = load_student(cfg.student, teacher, tokenizer, "language")
+    require(
+        student.config.is_encoder_decoder == teacher.config.is_encoder_decoder,
+        f"--student {cfg.student}: one of teacher and student is an encoder-decoder and the other is not",
+    )
     split = hold_out(batches(cfg, tokenizer, student))
     job = Job(student, teacher, tokenizer, split, begin(cfg, method))
+    device = job.run.accelerator.device
+    both = side_by_side(student.eval().to(device), placed(teacher, device), tokenizer)
+    job.run.heed(doctor(*both, tokenizer, batches=split.on(device)))
     before = judged(job, cfg)
     said = recipe(job)
     after = judged(job, cfg)
-    cells = [(name.replace("_", " "), before[name], after[name]) for name in before]
     note = "Nats per token. Own text: what the student itself writes after the same prompts."
-    table = Table(f"Student and teacher on {split.name.replace('_', ' ')}", ("", "before", "after"), cells, note)
-    measured = {**said, split.name: after, "before": before}
-    return job.run.finish(student, tokenizer, measured, [table])
+    table = before_and_after(f"Student and teacher on {split.rows}", before, after, note)
+    return job.run.finish(student, tokenizer, {**said, split.name: after, "before": before}, [table])
 
 
 def batches(cfg: Any, tokenizer: Any, student: Any) -> Batches:
@@ -81,13 +85,28 @@ def batches(cfg: Any, tokenizer: Any, student: Any) -> Batches:
 def judged(job: Job, cfg: Any) -> dict[str, float]:
     """Both KLs to the teacher and the negative log-likelihood on held-out text, and the KLs on the student's own."""
     device = job.run.accelerator.device
-    student, teacher = job.student.eval().to(device), freeze(job.teacher).to(device)
-    compare = distill_step(model_source(student), model_source(teacher), agreement())
-    held = job.split.on(device)
-    write = Writer(student, Sampling(cfg.new_tokens), job.ends)
-    own = [to_device(batch_of(write(samples_of(batch), cfg.seed + i)), device) for i, batch in enumerate(held)]
+    compare = distill_step(*side_by_side(job.student.eval(), job.teacher, job.tokenizer), agreement())
+    rows = job.split.on(device)
+    write = writer(job.student, job.teacher, Sampling(cfg.new_tokens), job.tokenizer)
+    own = [to_device(batch_of(write(samples_of(batch), cfg.seed + i)), device) for i, batch in enumerate(rows)]
     said = measure(compare, own)
-    return measure(compare, held) | {f"own_text_{name}": said[name] for name in ("forward_kl", "reverse_kl")}
+    return measure(compare, rows) | {f"own_text_{name}": said[name] for name in ("forward_kl", "reverse_kl")}
+
+
+def writer(
+    student: Any,
+    teacher: Any,
+    how: Sampling,
+    tokenizer: Any = None,
+    ends: Sequence[int] | None = None,
+    mixed: tuple[Any, float] | None = None,
+) -> Writer:
+    """A ``Writer`` of the student's that writes no id that the teacher cannot read.
+
+    ``ends`` are the ids that end a text, by default what student and ``tokenizer`` say.
+    """
+    size = min(head_width(model) or 0 for model in (student, teacher)) or None
+    return Writer(student, how, end_tokens(student, tokenizer) if ends is None else ends, mixed, size)
 
 
 def agreement() -> Objective:
@@ -111,6 +130,11 @@ def fine_tuned(
         out,
         engine,
     )
+
+
+def frozen(teacher: Any) -> dict[str, Any]:
+    """``Stage.frozen`` for a teacher, which stays where it is if it is quantised or spread over devices."""
+    return {} if settled(freeze(teacher)) else {"teacher": teacher}
 
 
 def stage_settings(cfg: Run) -> dict[str, Any]:
@@ -141,7 +165,7 @@ class AlsoText:
 
     def __call__(self, batch: Batch, clock: Clock) -> Terms:
         """Terms of one micro-batch, one more of them called ``text``."""
-        terms, text = self.step(batch, clock), beside(batch)
+        terms, text = self.step(batch, clock), carried(batch)
         (term,) = hard()(self.student(text), Signals(), text, clock).values()
         terms["text"] = term._replace(unit="text_answer", weight=self.weight)
         return terms

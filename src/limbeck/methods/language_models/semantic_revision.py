@@ -35,22 +35,22 @@ from limbeck.core.check import require
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals
 from limbeck.core.stage import Objective, Optim, Stage, distill_step
-from limbeck.core.terms import Clock, Term, Terms
+from limbeck.core.terms import Clock, Term, Terms, per
+from limbeck.crossing import side_by_side
 from limbeck.data.compose import Mapped
 from limbeck.data.policies import Share
 from limbeck.data.revise import Corrected
 from limbeck.data.rollout import Rollout
 from limbeck.data.spans import Chunker, Neighbours, phrases
-from limbeck.data.writer import Sampling, Writer
+from limbeck.data.writer import Sampling
 from limbeck.losses.clipped import clipped_kl
 from limbeck.losses.correlation import pair_correlation
 from limbeck.losses.divergence import forward_kl
-from limbeck.methods.language_models.on_policy import fine_tuned, run_on_policy, shares, stage_settings
-from limbeck.models.load import Dtype
+from limbeck.methods.language_models.on_policy import fine_tuned, frozen, run_on_policy, shares, stage_settings, writer
+from limbeck.models.placement import Held
 from limbeck.objectives.named import unit
-from limbeck.objectives.tokens import check_teacher, hard
+from limbeck.objectives.tokens import Comparison, check_teacher, compare, hard
 from limbeck.run import Run
-from limbeck.sources.model import model_source
 
 CHUNK = 256  # positions whose tokens x vocabulary are held at once
 
@@ -63,8 +63,8 @@ class Config(Run):
     """Folder that the run writes."""
     teacher: str = "limbeck:atlas/weights/lm"
     """Folder or Hub id of a language model; by default the one that ships with limbeck."""
-    teacher_dtype: Dtype = "float32"
-    """Number format in which the teacher is held; losses are computed in float32 whatever it is."""
+    teacher_dtype: Held = "float32"
+    """How the teacher is held; auto: as it was saved; int8 and nf4 quantise it while loading (bitsandbytes)."""
     student: str = "every-other"
     """Folder or Hub id; 6x384 or half: the teacher's architecture anew; every-other: a copy of half of its layers."""
     data: str | None = None
@@ -125,28 +125,28 @@ class Levels(nn.Module):
 
 
 def semantic(levels: Levels | None, cfg: Config) -> Objective:
-    """The sum of the three losses, as terms ``dac``, ``span`` and ``hard``, and the mass that is kept (weight 0)."""
-
-    def token(ours: Tensor, theirs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if levels is None:
-            return forward_kl(ours, theirs), torch.ones_like(targets, dtype=torch.float32)
-        low, high = levels(ours, theirs)
-        return clipped_kl(ours, theirs, low, high, targets, cfg.least)
+    """The sum of the three losses, ``dac``, ``span`` and ``hard``; with levels also the kept mass, of weight 0."""
 
     def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
         said = Terms()
 
         def dac(where: Tensor) -> tuple[Tensor, Tensor]:
+            assert levels is not None
             ours, theirs = student.logits_at(where), teacher.logits_at(where)
             check_teacher(ours, theirs)
-            return token(ours, theirs, batch["targets"][where])
+            low, high = levels(ours, theirs)
+            return clipped_kl(ours, theirs, low, high, batch["targets"][where], cfg.least)
 
         def span(where: Tensor) -> tuple[Tensor]:
             sides = ((side.logits_at(where), side.logits_at(where.roll(1, 1))) for side in (student, teacher))
             return (pair_correlation(*sides),)
 
-        loss, mass = chunked(dac, unit(batch, "answer"))
-        said["dac"], said["kept_mass"] = Term(loss, "answer", cfg.dac), Term(mass, "answer", 0.0)
+        if levels is None:
+            (values,) = compare([Comparison("dac", divergence=forward_kl)], student, teacher, batch)
+            said |= per("answer", values, "dac", cfg.dac)
+        else:
+            loss, mass = chunked(dac, unit(batch, "answer"))
+            said["dac"], said["kept_mass"] = Term(loss, "answer", cfg.dac), Term(mass, "answer", 0.0)
         if cfg.span:
             (apart,) = chunked(span, unit(batch, "pairs"))
             said["span"] = Term(apart, "pairs", cfg.span)
@@ -189,8 +189,8 @@ def semantic_revision(
     end a text. ``out`` and ``engine`` go to ``fit``; returns what it says and the shares of data and written text.
     """
     how = check(cfg)
-    says, taught = model_source(student), model_source(teacher)
-    write = Writer(student, how, ends)
+    says, taught = side_by_side(student, teacher, tokenizer)
+    write = writer(student, teacher, how, tokenizer, ends)
     revise = Corrected(says, taught, write, cfg.corrections) if cfg.corrections else None
     levels = Levels(student.config.vocab_size) if cfg.clip else None
     fine_tuned(student, stream, cfg, out, engine)
@@ -203,7 +203,7 @@ def semantic_revision(
             stream=Mapped(mixed, Neighbours(tokenizer, chunk)) if cfg.span else mixed,
             steps=cfg.steps,
             optim=Optim(cfg.lr),
-            frozen={"teacher": teacher},
+            frozen=frozen(teacher),
             **stage_settings(cfg),
         ),
         out,
@@ -236,6 +236,5 @@ def main(cfg: Config) -> Path:
             cfg,
             job.run.stage_dir,
             job.run.accelerator,
-            job.ends,
         ),
     )

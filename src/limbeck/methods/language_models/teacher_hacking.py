@@ -25,19 +25,22 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from limbeck.analyses.doctor import doctor
 from limbeck.analyses.hacking import OracleWatch, distance, per_text
 from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
 from limbeck.core.save import read_json, write_json
-from limbeck.core.signals import Signals
+from limbeck.core.signals import Signals, Source
 from limbeck.core.stage import Optim, Stage, distill_step, every, freeze
 from limbeck.core.terms import Clock, Terms
+from limbeck.crossing import side_by_side
 from limbeck.data.policies import Share
 from limbeck.data.rollout import Rollout
 from limbeck.data.samples import Sample, batch_of, samples_of
 from limbeck.data.stream import Batches
 from limbeck.data.writer import Sampling, Writer, end_tokens
+from limbeck.evaluation.model import head_width
 from limbeck.losses.divergence import forward_kl, jsd, reverse_kl
 from limbeck.methods.language_models.on_policy import batches, stage_settings
 from limbeck.models.load import Dtype, load_model
@@ -45,6 +48,7 @@ from limbeck.objectives.tokens import hard
 from limbeck.report.sections import Curve, KeyValues
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.model import model_source
+from limbeck.sources.vocabulary import padded
 from limbeck.students.load import load_student
 
 
@@ -130,17 +134,21 @@ def teacher_hacking(
     """
     check(cfg)
     freeze(oracle)
-    for model in (oracle, teacher, student) if engine is not None else ():  # they write before fit has placed them
+    for model in (oracle, teacher, student) if engine is not None else ():  # they write before fit places them
         model.to(engine.device)
-    how = Sampling(cfg.new_tokens)
-    by = {name: Writer(model, how, ends) for name, model in (("oracle", oracle), ("teacher", teacher))}
+    models = {"oracle": oracle, "teacher": teacher, "student": student}
+    size = min(head_width(model) or 0 for model in models.values()) or None
+    by = {name: Writer(model, Sampling(cfg.new_tokens), ends, size=size) for name, model in models.items()}
     texts = written(by["oracle"], prompts.oracle, cfg, out, "oracle")
     imitate(teacher, texts, "teacher", cfg.teacher_steps, cfg, out, engine)
     imitate(student, texts, "student", cfg.student_steps, cfg, out, engine)
     fixed = written(by["teacher"], prompts.student * cfg.responses, cfg, out, "offline")
-    held = {name: grouped(written(by[name], prompts.validation, cfg, out, f"validation-{name}"), cfg) for name in by}
+    held = {
+        name: grouped(written(by[name], prompts.validation, cfg, out, f"validation-{name}"), cfg)
+        for name in ("teacher", "oracle")
+    }
     oracle.to(next(student.parameters()).device)
-    says, taught, truth = (model_source(model) for model in (student, teacher, oracle))
+    says, taught, truth = alike(student, teacher, oracle)
     goal = DIVERGENCES[cfg.divergence]
     watch = OracleWatch(student, says, taught, truth, held["teacher"], held["oracle"], goal)
     gap = distance(
@@ -152,7 +160,7 @@ def teacher_hacking(
             "distil",
             distill_step(says, taught, per_text(goal)),
             train={"student": student},
-            stream=source(cfg, fixed, by["teacher"], Writer(student, how, ends)),
+            stream=source(cfg, fixed, by["teacher"], by["student"]),
             steps=cfg.steps,
             optim=Optim(cfg.lr, "constant", 0.05),
             after=[every(cfg.look_every, watch)],
@@ -164,6 +172,13 @@ def teacher_hacking(
     )
     digest = sha256(repr([row.completion for row in fixed]).encode()).hexdigest()[:16]
     return {**said, **watch.verdict(), "teacher_gap": gap, "fixed_texts": digest}, watch
+
+
+def alike(*models: nn.Module) -> list[Source]:
+    """The models as sources with equally many logits, however their output layers are padded."""
+    widths = [head_width(model) or 0 for model in models]
+    said = zip(models, widths, strict=True)
+    return [model_source(m) if width == min(widths) else padded(model_source(m), min(widths)) for m, width in said]
 
 
 def source(cfg: Config, fixed: list[Sample], by_teacher: Writer, by_student: Writer) -> Iterable[Batch]:
@@ -217,9 +232,9 @@ def check(cfg: Config) -> None:
         require(value >= 1, f"--{flag} {value}: expected a whole number of at least 1")
 
 
-def prompts_of(cfg: Config, tokenizer: Any, oracle: Any) -> Prompts:
+def prompts_of(cfg: Config, stream: Batches) -> Prompts:
     """As many prompts as ``cfg`` asks for, each in one part only."""
-    stream, seen = batches(cfg, tokenizer, oracle), dict[tuple[int, ...], Sample]()
+    seen: dict[tuple[int, ...], Sample] = {}
     wanted = cfg.oracle_prompts + cfg.prompts + cfg.validation
     for number in range(-(-(stream.size or 0) // stream.batch)):
         if len(seen) < wanted:
@@ -241,8 +256,12 @@ def main(cfg: Config) -> Path:
     seed_all(cfg.seed)
     oracle, tokenizer = load_model(cfg.oracle, "language", cfg.oracle_dtype)
     teacher, student = (load_student(name, oracle, tokenizer, "language") for name in (cfg.teacher, cfg.student))
-    prompts = prompts_of(cfg, tokenizer, oracle)
+    stream = batches(cfg, tokenizer, oracle)
+    prompts = prompts_of(cfg, stream)
     run = begin(cfg, "teacher_hacking")
+    device = run.accelerator.device
+    both = side_by_side(student.eval().to(device), oracle.to(device), tokenizer)
+    run.heed(doctor(*both, tokenizer, batches=[to_device(stream.at(0), device)]))
     ends = end_tokens(oracle, tokenizer)
     said, watch = teacher_hacking(student, teacher, oracle, prompts, cfg, run.stage_dir, run.accelerator, ends)
     looks = [{"step": look.step, "proxy": look.proxy, "golden": look.golden} for look in watch.looks]
