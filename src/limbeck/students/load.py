@@ -40,9 +40,9 @@ def load_own(name: str | Path, teacher: Any, tokenizer: Any, kind: Kind) -> tupl
         if name == HALF:
             return _anew(name, teacher, kind, layers // 2, width // 2), tokenizer
         require(
-            isinstance(teacher, nn.Module),
-            f"--student {name}: copies layers of the teacher, whose weights are not here; give a folder, a Hub id, "
-            "half or a size like 6x384",
+            isinstance(teacher, nn.Module) and not settled(teacher),
+            f"--student {name}: copies layers of the teacher, whose weights are not here, quantised or spread over "
+            "devices; give a folder, a Hub id, half or a size like 6x384",
         )
         return keep_layers(teacher, every_other(layers, layers // 2)).float(), tokenizer
     return load_model(name, kind)

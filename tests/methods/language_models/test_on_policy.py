@@ -17,6 +17,7 @@ from limbeck.core.stage import Optim, Stage, distill_step
 from limbeck.core.terms import Clock
 from limbeck.data.compose import Beside
 from limbeck.data.samples import Sample, batch_of
+from limbeck.data.writer import Writer
 from limbeck.methods.language_models import distillm, gkd, minillm, semantic_revision
 from limbeck.methods.language_models.on_policy import AlsoText, nll_on
 from limbeck.objectives.tokens import hard, soft
@@ -160,7 +161,7 @@ def test_dropout_in_training_does_not_reach_the_text_and_resuming_keeps_both(tmp
         for part in student.modules():
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.2
-        write = gkd.Writer(student, gkd.Sampling(4))
+        write = Writer(student, gkd.Sampling(4))
         stream = gkd.Rollout([batch_of(DECODERS[:4]), batch_of(DECODERS[4:])], write, gkd.Share(0.6), 1)
         step = distill_step(model_source(student), model_source(teacher), soft())
         return Stage("s", step, {"s": student}, stream, 6, Optim(1e-2), accumulate=2, save_every=2, after=after)

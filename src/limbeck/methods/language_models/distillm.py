@@ -41,7 +41,6 @@ from limbeck.methods.language_models.on_policy import (
     AlsoText,
     Job,
     fine_tuned,
-    frozen,
     nll_on,
     run_on_policy,
     shares,
@@ -52,6 +51,7 @@ from limbeck.models.placement import Held
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.run import Run
+from limbeck.teachers import frozen
 
 DIVERGENCES = {"skew_reverse_kl": skew_reverse_kl, "skew_forward_kl": skew_forward_kl}
 

@@ -34,11 +34,12 @@ from limbeck.data.policies import Share
 from limbeck.data.rollout import Reused, Rollout
 from limbeck.data.writer import Sampling
 from limbeck.losses.divergence import jsd
-from limbeck.methods.language_models.on_policy import fine_tuned, frozen, run_on_policy, shares, stage_settings, writer
+from limbeck.methods.language_models.on_policy import fine_tuned, run_on_policy, shares, stage_settings, writer
 from limbeck.models.placement import Held
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.run import Run
+from limbeck.teachers import frozen
 
 COLLECT = 16  # batches that are written before they are used again, with --reuse
 

@@ -50,7 +50,6 @@ from limbeck.methods.language_models.on_policy import (
     AlsoText,
     Job,
     fine_tuned,
-    frozen,
     run_on_policy,
     stage_settings,
     writer,
@@ -58,6 +57,7 @@ from limbeck.methods.language_models.on_policy import (
 from limbeck.models.placement import Held
 from limbeck.objectives.tokens import Comparison, compare
 from limbeck.run import Run
+from limbeck.teachers import frozen
 
 
 @dataclass(frozen=True)

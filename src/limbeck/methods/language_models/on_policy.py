@@ -19,7 +19,7 @@ from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import require
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals, Source
-from limbeck.core.stage import Objective, Optim, Stage, Step, distill_step, freeze
+from limbeck.core.stage import Objective, Optim, Stage, Step, distill_step
 from limbeck.core.terms import Clock, Terms
 from limbeck.crossing import side_by_side
 from limbeck.data.compose import carried
@@ -32,7 +32,7 @@ from limbeck.data.writer import Sampling, Writer, end_tokens, silent
 from limbeck.evaluation.model import head_width, start_token
 from limbeck.losses.divergence import forward_kl, reverse_kl
 from limbeck.models.load import load_model
-from limbeck.models.placement import held, placed, settled
+from limbeck.models.placement import held, placed
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import before_and_after
@@ -130,11 +130,6 @@ def fine_tuned(
         out,
         engine,
     )
-
-
-def frozen(teacher: Any) -> dict[str, Any]:
-    """``Stage.frozen`` for a teacher, which stays where it is if it is quantised or spread over devices."""
-    return {} if settled(freeze(teacher)) else {"teacher": teacher}
 
 
 def stage_settings(cfg: Run) -> dict[str, Any]:

@@ -14,7 +14,7 @@ DOCUMENTS = 1500
 
 
 def rows(cfg: Any, tokenizer: Any, config: Any) -> Batches:
-    """What ``cfg`` names by ``data length batch seed``, in batches for models of ``config`` reading by ``tokenizer``."""
+    """What ``cfg`` names by ``data length batch seed``, in batches for models of ``config``."""
     settings = tokenizer, cfg.length, cfg.batch
     if config.is_encoder_decoder:
         require(cfg.data, "--data: an encoder-decoder learns from rows with prompt and completion; name a file of them")

@@ -46,11 +46,12 @@ from limbeck.data.writer import Sampling
 from limbeck.losses.clipped import clipped_kl
 from limbeck.losses.correlation import pair_correlation
 from limbeck.losses.divergence import forward_kl
-from limbeck.methods.language_models.on_policy import fine_tuned, frozen, run_on_policy, shares, stage_settings, writer
+from limbeck.methods.language_models.on_policy import fine_tuned, run_on_policy, shares, stage_settings, writer
 from limbeck.models.placement import Held
 from limbeck.objectives.named import unit
 from limbeck.objectives.tokens import Comparison, check_teacher, compare, hard
 from limbeck.run import Run
+from limbeck.teachers import frozen
 
 CHUNK = 256  # positions whose tokens x vocabulary are held at once
 
