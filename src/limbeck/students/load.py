@@ -9,6 +9,7 @@ from torch import nn
 
 from limbeck.core.check import require
 from limbeck.models.load import Kind, load_model, new_network
+from limbeck.models.placement import settled
 from limbeck.models.tokenizers import check_same_tokenizer
 from limbeck.students.layers import every_other, keep_layers, parse_size, resized, shape, smaller
 
