@@ -59,7 +59,7 @@ class Adaptive:
 
     ``share``, phi in the paper, is the probability of text by the student. It is mostly *replayed*: newly written are
     a part of it that shrinks as training goes on (``replay``: "decreasing", "constant" or "increasing" with the
-    fraction of steps done), and all of it while fewer than ``capacity`` rows are kept. ``validate()`` is the loss on
+    fraction of steps), and all of it while fewer than ``capacity`` rows are kept. ``validate()`` is the loss on
     held-out data, asked for before the first step and, as the policy is also a callback of the stage, after every
     ``period`` steps: once it is ``slack`` above the last reference, phi rises by ``rise`` and the loss becomes the
     reference. The reference never falls, as in the released code.
@@ -84,7 +84,7 @@ class Adaptive:
 
     def __call__(self, logs: Mapping[str, float], clock: Clock) -> None:
         """After an optimizer step: where training stands and, every ``period`` steps, validate."""
-        self.fraction = clock.fraction
+        self.fraction = min(1.0, (clock.step + 1) / clock.steps)  # of the step to come, as the released code has it
         if clock.step % self.period == 0:
             self.hear(self.validate())
 
