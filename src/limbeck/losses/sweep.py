@@ -58,7 +58,7 @@ class Loss:
             return cls(cross_entropy, by_autograd, 1.0, part.targets.reshape(-1))
         form = closed_form(part.divergence)
         if form is None:
-            raise LimbeckError(f"no closed form is known for {part.divergence}; compute its logits and call it on them")
+            raise LimbeckError(f"no fused form is known for {part.divergence}; call it on logits")
         return cls(form, partial(by_autograd, divergence=part.divergence), _inverse(part.temperature, count), None)
 
     def rows(self, at: slice) -> float | Tensor:
