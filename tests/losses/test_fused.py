@@ -330,6 +330,32 @@ def test_no_matrix_of_positions_and_tokens(name, upstream):
     assert 0 < seen.most <= max(5 * 50, 60 * 5)
 
 
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_three_products(onednn, dtype, monkeypatch):
+    monkeypatch.setattr(products, "TILE", 4)
+    if not onednn:
+        monkeypatch.setattr(products, "_onednn", lambda: None)
+    out = {"dtype": torch.promote_types(dtype, torch.float32)}
+    hidden, gradient = torch.randn(5, 3, **out), torch.randn(5, 9, **out)
+    for weight in (torch.randn(9, 3).to(dtype), torch.randn(3, 9).to(dtype).t()):
+        wide = weight.to(**out)
+        found = [torch.full(shape, torch.nan, **out) for shape in ((5, 9), (5, 3), (9, 3))]
+        products.logits(hidden.to(dtype), weight, found[0])
+        products.to_hidden(gradient, weight, found[1])
+        products.to_weight(gradient, hidden, weight, found[2], first=True)
+        products.to_weight(gradient, 2 * hidden, weight, found[2], first=False)
+        right = hidden.to(dtype).to(**out) @ wide.t(), gradient @ wide, 3 * gradient.t() @ hidden
+        torch.testing.assert_close(tuple(found), right)
+
+
+def test_onednn_is_left_alone_where_it_is_not_there(monkeypatch):
+    products._onednn.cache_clear()
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert products._onednn() is None
+    products._onednn.cache_clear()
+
+
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd 0.5"])
 def test_bfloat16_in_float32_inside(name, monkeypatch):
     monkeypatch.setattr(products, "TILE", 64)
