@@ -205,6 +205,7 @@ class Side:
 
     def __init__(self, name: str) -> None:
         settings = {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        settings |= {"OMP_WAIT_POLICY": "passive"}  # waiting is not work
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, "--serve", name],
             stdin=subprocess.PIPE,
@@ -229,7 +230,7 @@ def measured(case: Case, sides: dict[str, Side], runs: int) -> Case:
     beside = {
         name: {key: round(said["limbeck"][key] / row[key], 3) for key in ("seconds", "megabytes")}
         for name, row in said.items()
-        if name != "limbeck"
+        if name != "limbeck" and "limbeck" in said
     }
     spread = (max(losses) - min(losses)) / max(losses)
     return {**case, "runs": runs, "losses_apart": spread, "sides": found, "limbeck_beside": beside}

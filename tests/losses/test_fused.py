@@ -10,7 +10,6 @@ from limbeck.core.check import LimbeckError
 from limbeck.losses import divergence as plain
 from limbeck.losses import products, sweep
 from limbeck.losses.closed import FORMS, closed_form
-from limbeck.losses.decoupled import adaptive_kl
 from limbeck.losses.fused import fused, fused_cross_entropy, fused_parts
 from limbeck.losses.heads import Head
 from limbeck.losses.sweep import Part
@@ -85,7 +84,7 @@ def test_any_weight_per_position(name):
     compare(fused(FAMILY[name], student, teacher, 1.5, chunk=3), expected, student, upstream)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILY if "interpolated" not in name])
+@pytest.mark.parametrize("name", [name for name in FAMILY if "interpolated" not in name and "adaptive" not in name])
 def test_gradcheck(name):
     student, teacher = pair(positions=3, tokens=4, scale=0.5)
 
@@ -331,6 +330,32 @@ def test_no_matrix_of_positions_and_tokens(name, upstream):
     assert 0 < seen.most <= max(5 * 50, 60 * 5)
 
 
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_three_products(onednn, dtype, monkeypatch):
+    monkeypatch.setattr(products, "TILE", 4)
+    if not onednn:
+        monkeypatch.setattr(products, "_onednn", lambda: None)
+    out = {"dtype": torch.promote_types(dtype, torch.float32)}
+    hidden, gradient = torch.randn(5, 3, **out), torch.randn(5, 9, **out)
+    for weight in (torch.randn(9, 3).to(dtype), torch.randn(3, 9).to(dtype).t()):
+        wide = weight.to(**out)
+        found = [torch.full(shape, torch.nan, **out) for shape in ((5, 9), (5, 3), (9, 3))]
+        products.logits(hidden.to(dtype), weight, found[0])
+        products.to_hidden(gradient, weight, found[1])
+        products.to_weight(gradient, hidden, weight, found[2], first=True)
+        products.to_weight(gradient, 2 * hidden, weight, found[2], first=False)
+        right = hidden.to(dtype).to(**out) @ wide.t(), gradient @ wide, 3 * gradient.t() @ hidden
+        torch.testing.assert_close(tuple(found), right)
+
+
+def test_onednn_is_left_alone_where_it_is_not_there(monkeypatch):
+    products._onednn.cache_clear()
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert products._onednn() is None
+    products._onednn.cache_clear()
+
+
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd 0.5"])
 def test_bfloat16_in_float32_inside(name, monkeypatch):
     monkeypatch.setattr(products, "TILE", 64)
@@ -356,8 +381,8 @@ def test_autocast_changes_nothing():
 
 def test_refuses_what_does_not_belong_together():
     student, teacher = pair()
-    with pytest.raises(LimbeckError, match=r"no closed form is known for .*adaptive_kl"):
-        fused(adaptive_kl, student, teacher)
+    with pytest.raises(LimbeckError, match=r"no fused form is known for .*soft_cross_entropy_probs"):
+        fused(plain.soft_cross_entropy_probs, student, teacher)
     with pytest.raises(LimbeckError, match="7 positions and the teacher 6"):
         fused(plain.jsd, student, teacher._replace(hidden=teacher.hidden[1:]))
     with pytest.raises(LimbeckError, match=r"has 23 entries and the teacher's 22.*same tokenizer"):
@@ -379,5 +404,5 @@ def test_closed_forms_are_found_by_function_and_settings():
     assert closed_form(plain.jsd) is FORMS[plain.jsd]
     nested = closed_form(partial(partial(plain.jsd, beta=0.1), beta=0.3))
     assert nested.keywords == {"beta": 0.3}
-    for other in (adaptive_kl, partial(plain.jsd, temperature=2.0), lambda s, t, degrees: s.sum(-1)):
+    for other in (plain.forward_kl_probs, partial(plain.jsd, temperature=2.0), lambda s, t, degrees: s.sum(-1)):
         assert closed_form(other) is None

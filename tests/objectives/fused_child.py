@@ -27,7 +27,7 @@ GOALS = {
     "taid": Comparing(lambda clock: Comparison("taid", divergence=partial(interpolated_cross_entropy, share=0.4)), ""),
     "mixed": weighted(kl=(1.0, soft(jsd, on="mask")), ce=(0.5, hard()), rkl=(0.2, soft(reverse_kl))),
 }
-MODES = ("ddp", "fsdp")
+RUNS = [*(("ddp", name) for name in GOALS), ("fsdp", "mixed")]
 ROWS, LENGTH, TOKENS = 4, 6, 40
 
 
@@ -69,7 +69,7 @@ def stage_of(name: str, steps: int, parts: int) -> tuple[Stage, Net]:
 
 
 def main(out: Path, steps: int) -> None:
-    """Every goal under DDP, then under FSDP2, on two processes; the main one writes the weights."""
+    """Every goal under DDP, then one under FSDP2, on two processes; the main one writes the weights."""
     from dataclasses import replace
 
     from accelerate import Accelerator
@@ -78,16 +78,15 @@ def main(out: Path, steps: int) -> None:
     from limbeck.core.fit import fit
     from limbeck.core.save import save_tensors
 
-    for mode in MODES:
+    for mode, name in RUNS:
         accelerator: Any = Accelerator(cpu=True)
         if mode == "fsdp":  # Accelerate shards on accelerators only; the sharding itself runs on CPUs as well
             plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
             accelerator.state._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
-        for name in GOALS:
-            stage, net = stage_of(name, steps, 2)
-            fit(replace(stage, accumulate=1), out / mode / name, accelerator)
-            if accelerator.is_main_process:
-                save_tensors(out / f"{mode}-{name}.safetensors", dict(net.named_parameters()))
+        stage, net = stage_of(name, steps, 2)
+        fit(replace(stage, accumulate=1), out / mode / name, accelerator)
+        if accelerator.is_main_process:
+            save_tensors(out / f"{mode}-{name}.safetensors", dict(net.named_parameters()))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from limbeck.core.check import require
 from limbeck.losses import divergence as plain
+from limbeck.losses.decoupled import adaptive_kl
 
 IGNORE = -100
 
@@ -177,21 +178,22 @@ def cross_entropy(rows: Rows, targets: Tensor) -> tuple[Tensor, float]:
 
 
 def by_autograd(
-    rows: Rows, divergence: Divergence | None = None, targets: Tensor | None = None
+    rows: Rows, divergence: Divergence | None = None, targets: Tensor | None = None, **settings: Any
 ) -> tuple[Tensor, float]:
-    """``divergence`` of the rows, or their cross-entropy to ``targets``, and its gradient, by the plain functions.
+    """``divergence`` of the rows, or their cross-entropy to ``targets``, and the gradient, by the plain functions.
 
-    For rows in which a closed form meets what is not finite. A teacher that has a reason to say so itself is refused.
+    For what has no closed form, and for rows in which a closed form meets what is not finite. Only here is it worth
+    asking whether the teacher is to blame; if so it is refused.
     """
     if rows.teacher is not None:
         plain.refuse_teacher(rows.teacher)
     with torch.enable_grad():
         student = rows.student.detach().clone().requires_grad_()
-        if targets is not None:
+        if divergence is None:
+            assert targets is not None
             values = plain.cross_entropy(student, targets)
         else:
-            assert divergence is not None
-            values = divergence(student, rows.teacher)
+            values = divergence(student, rows.teacher, **settings)
         (gradient,) = torch.autograd.grad(values.sum(), student)
     rows.out.copy_(gradient)
     return values.detach().unsqueeze(-1), 1.0
@@ -206,12 +208,13 @@ FORMS: dict[Divergence, Form] = {
     plain.total_variation: total_variation,
     plain.soft_cross_entropy: soft_cross_entropy,
     plain.interpolated_cross_entropy: interpolated_cross_entropy,
+    adaptive_kl: partial(by_autograd, divergence=adaptive_kl),
 }
-"""The divergences that ``fused`` knows, and how it computes them."""
+"""The divergences that ``fused`` takes, and how it computes them."""
 
 
 def closed_form(divergence: Divergence) -> Form | None:
-    """The closed form of a function in ``FORMS``, or of a ``partial`` of one that names its settings; else None."""
+    """The form of a function in ``FORMS``, or of a ``partial`` of one that names its settings; else None."""
     settings: dict[str, Any] = {}
     while isinstance(divergence, partial) and not divergence.args:
         settings = {**divergence.keywords, **settings}
