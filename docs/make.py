@@ -1,16 +1,19 @@
-"""Write the generated pages: ``docs/methods.md``, ``docs/methods/<method>.md`` and ``docs/claims.md``.
+"""Write the generated pages: ``methods.md``, ``methods/<method>.md``, ``claims.md`` and ``benchmarks.md`` in ``docs/``.
 
-``make docs`` runs it. The pages come from the method files (read, not imported) and from ``claims/results/*.json``; a
-test compares them with what stands on disk. ``--check`` writes nothing and exits with 1 if a page is out of date.
+``make docs`` runs it. The pages come from the method files (read, not imported), from ``claims/results/*.json``, and
+from ``benchmarks/results/*.json`` (by ``figures.py``); a test compares them with what stands on disk. ``--check``
+writes nothing and exits with 1 if a page is out of date.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from limbeck.cards import FIELDS, METHODS, Card
@@ -37,7 +40,18 @@ def pages() -> dict[Path, str]:
     """Every generated page and its text."""
     cards = [command.card for command in find_commands().values() if command.card]
     written = {DOCS / "methods.md": overview(cards), DOCS / "claims.md": claims_page(sorted(RESULTS.glob("*.json")))}
+    written[DOCS / "benchmarks.md"] = f"{NOTE}\n\n{figures().benchmarks_page(ROOT / 'benchmarks' / 'results', table)}\n"
     return written | {DOCS / "methods" / f"{card.name}.md": method_page(card) for card in cards}
+
+
+def figures() -> ModuleType:
+    """``figures.py`` beside this file, also where this file is loaded from elsewhere."""
+    spec = importlib.util.spec_from_file_location("docs_figures", Path(__file__).with_name("figures.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def overview(cards: list[Card]) -> str:
