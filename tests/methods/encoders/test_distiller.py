@@ -9,7 +9,7 @@ from contract import CHECKS, Case, stages_of
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from limbeck.core.check import LimbeckError
-from limbeck.methods.encoders import distiller
+from limbeck.methods.encoders import augmentation, distiller
 from limbeck.methods.encoders.distiller import Config, main, matched, objective
 from limbeck.sources.mixed import mixed
 from limbeck.sources.model import model_source
@@ -106,6 +106,6 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 def test_policies_that_need_a_model_ask_for_it():
     with pytest.raises(LimbeckError, match="--augment translate needs two --translators"):
-        distiller.policies(Config(augment=("translate",)))
+        augmentation.policies(Config(augment=("translate",)))
     with pytest.raises(LimbeckError, match="--augment substitute needs --augmenter"):
-        distiller.policies(Config(augment=("substitute",), data="x"))
+        augmentation.policies(Config(augment=("substitute",), data="x"))

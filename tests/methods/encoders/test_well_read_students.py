@@ -13,8 +13,8 @@ from limbeck.core.check import LimbeckError
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock
 from limbeck.losses.divergence import soft_cross_entropy
-from limbeck.methods.encoders import distiller, well_read_students
-from limbeck.methods.encoders.well_read_students import Config, main, ordered, task
+from limbeck.methods.encoders import classification, well_read_students
+from limbeck.methods.encoders.well_read_students import Config, main, ordered, some_labelled
 from limbeck.objectives.tokens import soft
 
 
@@ -43,8 +43,8 @@ def distil_stage(seed: int):
 
 def finetune_stage(seed: int):
     student, cfg = classifiers.bert(seed=seed), Config(seed=seed, warmup=0.0)
-    recipe = lambda: distiller.fine_tune("finetune", student, classifiers.labelled(seed), 8, cfg)  # noqa: E731
-    (stage,) = stages_of(distiller, recipe)
+    recipe = lambda: classification.fine_tune("finetune", student, classifiers.labelled(seed), 8, cfg)  # noqa: E731
+    (stage,) = stages_of(classification, recipe)
     return stage
 
 
@@ -96,6 +96,6 @@ def test_arms_and_labels(tmp_path):
     assert ordered(("finetune", "pretrain")) == ["pretrain", "finetune"]
     with pytest.raises(LimbeckError, match="did you mean 'distil'"):
         ordered(("distill",))
-    rows = task(Config(data=classifiers.write_rows(tmp_path / "rows.jsonl"), labels=7))
+    rows = some_labelled(Config(data=classifiers.write_rows(tmp_path / "rows.jsonl"), labels=7))
     assert sum(row.label is not None for row in rows.train) == 7
     assert all(row.label is not None for row in rows.test)
