@@ -9,12 +9,12 @@ from contract import CHECKS, Case, stages_of
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from limbeck.core.batch import IGNORE
-from limbeck.core.check import LimbeckError
+from limbeck.core.check import LimbeckError, in_order
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock
 from limbeck.losses.divergence import soft_cross_entropy
 from limbeck.methods.encoders import classification, well_read_students
-from limbeck.methods.encoders.well_read_students import Config, main, ordered, some_labelled
+from limbeck.methods.encoders.well_read_students import ARMS, Config, main, some_labelled
 from limbeck.objectives.tokens import soft
 
 
@@ -93,9 +93,9 @@ def test_the_command_on_a_bert_and_rows_of_the_user(tmp_path, fine_tuned):
 
 
 def test_arms_and_labels(tmp_path):
-    assert ordered(("finetune", "pretrain")) == ["pretrain", "finetune"]
+    assert in_order(("finetune", "pretrain"), ARMS, "--stages") == ["pretrain", "finetune"]
     with pytest.raises(LimbeckError, match="did you mean 'distil'"):
-        ordered(("distill",))
+        main(Config(tmp_path / "run", stages=("distill",)))
     rows = some_labelled(Config(data=classifiers.write_rows(tmp_path / "rows.jsonl"), labels=7))
     assert sum(row.label is not None for row in rows.train) == 7
     assert all(row.label is not None for row in rows.test)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from torch import nn
 
 from limbeck.core.batch import Batch
-from limbeck.core.check import one_of, require
+from limbeck.core.check import in_order
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals
 from limbeck.core.stage import Stage, distill_step, stage_settings
@@ -134,15 +134,7 @@ def well_read_students(
         "distil": lambda: distil(student, teacher, transfer, cfg, out, engine),
         "finetune": lambda: fine_tune("finetune", student, labelled, cfg.finetune_steps, cfg, out, engine),
     }
-    return {name: stages[name]() for name in ordered(cfg.stages)}
-
-
-def ordered(stages: tuple[str, ...]) -> list[str]:
-    """``stages`` in the paper's order; at least one, none unknown."""
-    for name in stages:
-        one_of(name, ARMS, "--stages")
-    require(stages, f"--stages: expected at least one of {', '.join(ARMS)}")
-    return [name for name in ARMS if name in stages]
+    return {name: stages[name]() for name in in_order(cfg.stages, ARMS, "--stages")}
 
 
 def with_words(student: Any) -> Any:
@@ -157,7 +149,7 @@ def with_words(student: Any) -> Any:
 
 def main(cfg: Config) -> Path:
     """Make a student of ``cfg.teacher`` well read; writes it and its report to ``cfg.out``."""
-    ordered(cfg.stages)
+    in_order(cfg.stages, ARMS, "--stages")  # refuses what is unknown
     rows = some_labelled(cfg)
     job = job_of(cfg, rows)
     texts = read_text(cfg.corpus) if cfg.corpus else (text for row in rows.train for text in row[:2] if text)
