@@ -1,4 +1,4 @@
-"""Exits: the losses from the paper's equations, cutting, saving, the contract and the command."""
+"""Exits: the losses from the paper's equations, cutting, saving, retrieval and the command."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_classifiers as classifiers
 import torch
-from contract import CHECKS, Case, stages_of
+from encoder_stages import masked_words
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
 from limbeck.core.batch import IGNORE
@@ -15,7 +15,6 @@ from limbeck.core.check import LimbeckError
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock, count
 from limbeck.data.repositories import place_batches
-from limbeck.methods.encoders import exit_retrieval, modular_encoder
 from limbeck.methods.encoders.exit_retrieval import finds, kinds_of, match_stream, retrieve
 from limbeck.methods.encoders.modular_encoder import Config, exit_loss, main
 from limbeck.objectives.exits import at_exits, depth_shares, finds_its_match
@@ -58,18 +57,9 @@ def roberta() -> RobertaForMaskedLM:
     return RobertaForMaskedLM(RobertaConfig(**{k: v for k, v in plain.items() if k != "model_type"}))
 
 
-def batches(seed: int):
-    made = []
-    for batch in classifiers.labelled(seed):
-        answer = batch["mask"] & (torch.arange(7) % 3 == 1)
-        words = {"answer": answer, "targets": batch["ids"].where(answer, torch.tensor(IGNORE))}
-        made.append({"ids": batch["ids"], "mask": batch["mask"], **words, "same": batch["labels"] > 0})
-    return made
-
-
 @pytest.mark.parametrize("kind", [BertForMaskedLM, RobertaForMaskedLM])
 def test_a_model_cut_at_an_exit_says_what_the_exit_says(kind, tmp_path):
-    whole, batch = model(kind=kind), batches(0)[0]
+    whole, batch = model(kind=kind), masked_words(0)[0]
     said = dict(zip(whole.exits, whole(batch).exits, strict=True))
     whole.save_pretrained(tmp_path)
     loaded = dict(zip(whole.exits, load_exits(tmp_path)(batch).exits, strict=True))
@@ -85,7 +75,7 @@ def test_a_model_cut_at_an_exit_says_what_the_exit_says(kind, tmp_path):
 
 
 def test_an_exit_reaches_the_layers_below_it_and_none_above():
-    whole, batch = model(), batches(0)[0]
+    whole, batch = model(), masked_words(0)[0]
     goal = exit_loss(whole.exits, 4)
     goal(whole(batch), Signals(), batch, START)["words.2"].sum.backward()
     moved = [any(p.grad is not None and p.grad.any() for p in layer.parameters()) for layer in blocks(whole)]
@@ -94,32 +84,6 @@ def test_an_exit_reaches_the_layers_below_it_and_none_above():
 
 def blocks(whole: MultiExit):
     return whole.model.bert.encoder.layer
-
-
-def stage(seed: int):
-    cfg = Config(steps=8, seed=seed)
-    whole = MultiExit(classifiers.bert(BertForMaskedLM, seed=seed, layers=2), (1, 2))
-    (one,) = stages_of(modular_encoder, lambda: modular_encoder.modular_encoder(whole, batches(seed), cfg))
-    return one
-
-
-def retrieve_stage(seed: int):
-    stream = []
-    for queries, matches in zip(classifiers.labelled(seed), classifiers.labelled(seed + 1), strict=True):
-        sides = {"match_ids": matches["ids"], "match_mask": matches["mask"]}
-        stream.append({"ids": queries["ids"], "mask": queries["mask"], **sides})
-    vectors, cfg = ExitVectors(classifiers.bert(BertForMaskedLM, seed=seed).bert, (2, 4)), Config(seed=seed, warmup=0.0)
-    (one,) = stages_of(exit_retrieval, lambda: retrieve(vectors, stream, cfg))
-    return one
-
-
-CASES = [Case("modular_encoder", stage), Case("modular_encoder, retrieve", retrieve_stage, micro=False)]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_contract(case, check, tmp_path):
-    check(case, tmp_path)
 
 
 def test_rows_belong_together_or_not():
