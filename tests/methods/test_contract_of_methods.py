@@ -1,5 +1,6 @@
 """The shared contract, one case per training method of language models and encoders."""
 
+import encoder_stages as stages
 import pytest
 import torch
 from contract import CHECKS, Case, stages_of
@@ -181,6 +182,13 @@ CASES = [
     Case("seqkd", seqkd_stage),
     Case("minilm", minilm_stage),
     Case("minilm version 2", lambda seed: minilm_stage(seed, version=2, relation_heads=4)),
+    Case("distiller", stages.distiller_stage, micro=False),
+    Case("distiller by states and labels", lambda seed: stages.distiller_stage(seed, loss="mse", weight_hard=1.0)),
+    Case("well_read_students, pretrain", stages.pretrain_stage),
+    Case("well_read_students, distil", stages.distil_stage),
+    Case("well_read_students, finetune", stages.fine_tune_stage),
+    Case("modular_encoder, pretrain", stages.exits_stage),
+    Case("modular_encoder, retrieve", stages.retrieve_stage, micro=False),
     Case("romanian_multi_teacher", romanian_stage),
     Case("vocab_trim", healing_stage),
     Case("gkd", lambda seed: on_policy_stage(seed, gkd, hard=0.5)),

@@ -29,6 +29,15 @@ def one_of(value: str, choices: Iterable[str], what: str) -> str:
     raise LimbeckError(f"{what}: expected one of {', '.join(known)}, but got {value!r}{hint}")
 
 
+def in_order(chosen: Iterable[str], known: Iterable[str], what: str) -> list[str]:
+    """``chosen`` in the order of ``known``; at least one, none that is not known."""
+    names, order = list(chosen), list(known)
+    for name in names:
+        one_of(name, order, what)
+    require(names, f"{what}: expected at least one of {', '.join(order)}")
+    return [name for name in order if name in names]
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says (with the second, where the first only announces it), or its name."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]

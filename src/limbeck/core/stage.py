@@ -123,6 +123,11 @@ class Stage:
         return f"Stage({', '.join(shown)})"
 
 
+def stage_settings(cfg: Any) -> dict[str, Any]:
+    """The fields of a ``Stage`` that every method takes from its configuration."""
+    return {"accumulate": cfg.accumulate, "seed": cfg.seed, "save_every": cfg.save_every}
+
+
 @dataclass(frozen=True)
 class DistillStep:
     """Ordinary distillation: the student speaks, the teacher speaks without gradients, the objective compares."""

@@ -62,6 +62,15 @@ def part(rows: Sequence[Row], share: float = 0.2, most: int = 1000, seed: int = 
     return Rows([row for i, row in enumerate(rows) if i not in test], [rows[i] for i in sorted(test)])
 
 
+def with_labels(rows: Rows, number: int | None) -> Rows:
+    """``rows`` of which only the first ``number`` labels to learn from are kept; None: all."""
+    if number is None:
+        return rows
+    require(number >= 2, f"--labels {number}: expected 2 or more")
+    keep = set([i for i, row in enumerate(rows.train) if row.label is not None][:number])
+    return rows._replace(train=[row if i in keep else row._replace(label=None) for i, row in enumerate(rows.train)])
+
+
 def labelled_batches(
     rows: Sequence[Row],
     classes: Sequence[str],

@@ -11,6 +11,7 @@ from limbeck.core.check import require
 from limbeck.core.signals import Signals
 from limbeck.core.stage import Objective
 from limbeck.core.terms import Clock, Terms, per
+from limbeck.losses.contrastive import pair_contrast
 from limbeck.losses.divergence import upcast
 from limbeck.objectives.named import named
 
@@ -41,6 +42,19 @@ def belongs_together() -> Objective:
         logits = upcast(student.need("extra")["same"])
         truth = batch["same"].to(logits.dtype)
         return per("row", binary_cross_entropy_with_logits(logits, truth, reduction="none"), "same")
+
+    return objective
+
+
+def finds_its_match(scale: float = 10.0) -> Objective:
+    """Each query is to find its match among those of the batch, and the match its query (CLIP). Term: ``match``.
+
+    ``pooled`` b d against ``extra["match"]`` b d, cosines times ``scale``; see ``losses.contrastive.pair_contrast``.
+    """
+
+    @named("finds_its_match", scale=scale)
+    def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
+        return per("row", pair_contrast(student.need("pooled"), student.need("extra")["match"], scale), "match")
 
     return objective
 

@@ -16,7 +16,7 @@ from limbeck.core.terms import Clock, Term, Terms
 from limbeck.losses.attention import attention_ce, attention_mse, scores_of
 from limbeck.losses.feature import hidden_ce, hidden_cosine, hidden_mse, hidden_pkd
 from limbeck.losses.information import mi_alpha
-from limbeck.objectives.critics import pair_name
+from limbeck.objectives.critics import mlp_critic, pair_name, projection
 from limbeck.objectives.layer_maps import Pairs, transport
 from limbeck.objectives.named import unit
 from limbeck.objectives.relations import layer_of
@@ -133,6 +133,18 @@ class Layers:
         cost = torch.stack([values[pair].mean() if len(values[pair]) else values[pair].sum() for pair in blocks])
         plan = dict(zip(blocks, transport(cost.view(rows, columns)).flatten(), strict=True))
         return torch.stack([plan.get(pair, cost.new_ones(())) for pair in values])
+
+
+def links(kind: str, pairs: Pairs, student: int, teacher: int, shared: bool = True) -> nn.ModuleDict:
+    """The untrained networks for the comparison ``kind`` of ``pairs`` of layers of these widths.
+
+    For mi a critic, one for all pairs or, unless ``shared``, one for each; projections for distances of states.
+    """
+    if kind == "mi" and shared:
+        return nn.ModuleDict({"shared": mlp_critic(student, teacher)})
+    make: Callable[[int, int], nn.Module] = mlp_critic if kind == "mi" else projection
+    wanted = [] if comparison(kind).signal == "qkv" else pairs
+    return nn.ModuleDict({pair_name(pair): make(student, teacher) for pair in wanted})
 
 
 def first(states: Tensor, mask: Tensor) -> Tensor:

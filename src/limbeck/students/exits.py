@@ -7,6 +7,7 @@ the head's first bias it makes the model cut at that exit an ordinary checkpoint
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError, require
 from limbeck.core.save import load_tensors, save_tensors
 from limbeck.core.signals import Signals, chosen
-from limbeck.models.load import load_network
-from limbeck.students.layers import keep_layers, shape
+from limbeck.models.load import load_model, load_network, load_tokenizer, place
+from limbeck.students.layers import keep_layers, parse_size, shape, smaller
 
 EXITS = "exits.safetensors"
 HEADS = ("cls", "lm_head")  # BERT; RoBERTa and its kin
@@ -71,7 +72,7 @@ class MultiExit(nn.Module):
         """
         require(layer in self.exits, f"exit {layer}: the model has exits after layers {list(self.exits)}")
         whole = layer == self.depth
-        small = _copied(self.model) if whole else keep_layers(self.model, range(layer))
+        small = deepcopy(self.model) if whole else keep_layers(self.model, range(layer))
         first = _first_linear(head_of(small))
         with torch.no_grad():
             first.bias.add_(first.weight @ self.said[self.exits.index(layer)].to(first.weight))
@@ -106,6 +107,26 @@ def load_exits(folder: str | Path) -> MultiExit:
     return model.eval()
 
 
+def open_exits(name: str, exits: Sequence[int] = (), size: str | None = None) -> tuple[MultiExit, Any]:
+    """The masked language model ``name`` with ``exits`` (default: four at most, evenly spread), and its tokenizer.
+
+    What ``MultiExit.save_pretrained`` wrote keeps its exits. ``size``, like 6x384: the architecture anew at that size.
+    """
+    folder = Path(place(name))
+    if (folder / EXITS).is_file() and size is None:
+        model = load_exits(folder)
+        kept = " ".join(map(str, model.exits))
+        require(tuple(exits) in ((), model.exits), f"{name} has exits after layers {kept}; leave --exits out")
+        return model, load_tokenizer(name)
+    whole, tokenizer = load_model(name, "masked")
+    if size is not None:
+        anew = parse_size(size)
+        require(anew, f"--size {size}: expected layers and width, such as 6x384")
+        whole = smaller(whole, *(anew or (0, 0)))
+    layers = whole.config.num_hidden_layers
+    return MultiExit(whole, exits or even_exits(layers, min(4, layers))), tokenizer
+
+
 def head_of(model: Any) -> nn.Module:
     """The part of a masked language model that turns states into logits."""
     for name in HEADS:
@@ -125,9 +146,3 @@ def _first_linear(head: nn.Module) -> nn.Linear:
     require(found is not None and found.bias is not None, "an exit is folded into a bias, but the head has none")
     assert found is not None
     return found
-
-
-def _copied(model: Any) -> Any:
-    from copy import deepcopy
-
-    return deepcopy(model)

@@ -1,44 +1,24 @@
-"""The pipeline of `limbeck distiller`: its contract, its settings, and the command on a user's BERT."""
+"""The pipeline of `limbeck distiller`: its settings, and the command on a user's BERT."""
 
 import json
 
 import pytest
 import tiny_classifiers as classifiers
 import torch
-from contract import CHECKS, Case, stages_of
+from encoder_stages import distiller_stage
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from limbeck.core.check import LimbeckError
-from limbeck.methods.encoders import distiller
+from limbeck.methods.encoders import augmentation
 from limbeck.methods.encoders.distiller import Config, main, matched, objective
 from limbeck.sources.mixed import mixed
 from limbeck.sources.model import model_source
 
 
-def stage(seed: int, **settings):
-    student = classifiers.bert(width=8, layers=2, seed=seed + 1)
-    teacher, cfg = classifiers.bert(seed=seed), Config(steps=8, seed=seed, warmup=0.0, **settings)
-    recipe = lambda: distiller.distiller(student, teacher, classifiers.labelled(seed), cfg)  # noqa: E731
-    (one,) = stages_of(distiller, recipe)
-    return one
-
-
-CASES = [
-    Case("distiller", stage, micro=False),
-    Case("distiller with states and labels", lambda seed: stage(seed, loss="mse", weight_hard=1.0)),
-]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_contract(case, check, tmp_path):
-    check(case, tmp_path)
-
-
 @pytest.mark.parametrize("loss", ["mi", "mse", "ce", "cosine", "pkd", "attention_mse", "attention_ce"])
 @pytest.mark.parametrize("mapping", ["skip", "last", "single", "emd"])
 def test_every_pair_of_settings_gives_a_finite_gradient(loss, mapping):
-    made = stage(0, loss=loss, mapping=mapping)
+    made = distiller_stage(0, loss=loss, mapping=mapping)
     terms = made.step(next(iter(made.stream)), None)
     assert {"logits", "layers"} == set(terms)
     terms["layers"].sum.backward()
@@ -106,6 +86,6 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 def test_policies_that_need_a_model_ask_for_it():
     with pytest.raises(LimbeckError, match="--augment translate needs two --translators"):
-        distiller.policies(Config(augment=("translate",)))
+        augmentation.policies(Config(augment=("translate",)))
     with pytest.raises(LimbeckError, match="--augment substitute needs --augmenter"):
-        distiller.policies(Config(augment=("substitute",), data="x"))
+        augmentation.policies(Config(augment=("substitute",), data="x"))

@@ -1,4 +1,4 @@
-"""Exits: the losses from the paper's equations, cutting, saving, the contract and the command."""
+"""Exits: the losses from the paper's equations, cutting, saving, retrieval and the command."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_classifiers as classifiers
 import torch
-from contract import CHECKS, Case, stages_of
+from encoder_stages import masked_words
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
 from limbeck.core.batch import IGNORE
@@ -15,8 +15,10 @@ from limbeck.core.check import LimbeckError
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock, count
 from limbeck.data.repositories import place_batches
-from limbeck.methods.encoders import modular_encoder
+from limbeck.methods.encoders.exit_retrieval import finds, kinds_of, match_stream, retrieve
 from limbeck.methods.encoders.modular_encoder import Config, exit_loss, main
+from limbeck.objectives.exits import at_exits, depth_shares, finds_its_match
+from limbeck.students.exit_vectors import ExitVectors, load_text_encoder
 from limbeck.students.exits import MultiExit, even_exits, load_exits
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "hierarchical-self-distillation"
@@ -55,18 +57,9 @@ def roberta() -> RobertaForMaskedLM:
     return RobertaForMaskedLM(RobertaConfig(**{k: v for k, v in plain.items() if k != "model_type"}))
 
 
-def batches(seed: int):
-    made = []
-    for batch in classifiers.labelled(seed):
-        answer = batch["mask"] & (torch.arange(7) % 3 == 1)
-        words = {"answer": answer, "targets": batch["ids"].where(answer, torch.tensor(IGNORE))}
-        made.append({"ids": batch["ids"], "mask": batch["mask"], **words, "same": batch["labels"] > 0})
-    return made
-
-
 @pytest.mark.parametrize("kind", [BertForMaskedLM, RobertaForMaskedLM])
 def test_a_model_cut_at_an_exit_says_what_the_exit_says(kind, tmp_path):
-    whole, batch = model(kind=kind), batches(0)[0]
+    whole, batch = model(kind=kind), masked_words(0)[0]
     said = dict(zip(whole.exits, whole(batch).exits, strict=True))
     whole.save_pretrained(tmp_path)
     loaded = dict(zip(whole.exits, load_exits(tmp_path)(batch).exits, strict=True))
@@ -82,7 +75,7 @@ def test_a_model_cut_at_an_exit_says_what_the_exit_says(kind, tmp_path):
 
 
 def test_an_exit_reaches_the_layers_below_it_and_none_above():
-    whole, batch = model(), batches(0)[0]
+    whole, batch = model(), masked_words(0)[0]
     goal = exit_loss(whole.exits, 4)
     goal(whole(batch), Signals(), batch, START)["words.2"].sum.backward()
     moved = [any(p.grad is not None and p.grad.any() for p in layer.parameters()) for layer in blocks(whole)]
@@ -91,18 +84,6 @@ def test_an_exit_reaches_the_layers_below_it_and_none_above():
 
 def blocks(whole: MultiExit):
     return whole.model.bert.encoder.layer
-
-
-def stage(seed: int):
-    cfg = Config(steps=8, seed=seed)
-    whole = MultiExit(classifiers.bert(BertForMaskedLM, seed=seed, layers=2), (1, 2))
-    (one,) = stages_of(modular_encoder, lambda: modular_encoder.modular_encoder(whole, batches(seed), cfg))
-    return one
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_contract(check, tmp_path):
-    check(Case("modular_encoder", stage), tmp_path)
 
 
 def test_rows_belong_together_or_not():
@@ -127,15 +108,87 @@ def test_even_exits_and_odd_ones():
         model().at_exit(3)
 
 
+def write_data(folder: Path) -> dict[str, object]:
+    """Texts of places, and pairs of which each has words of its own."""
+    rows = [{"text": f"w{i % 4} w{i // 4}", "repository": f"r{i % 4}"} for i in range(24)]
+    pairs = [{"query": f"w{i // 9} w{i % 9}", "match": f"w{9 + i % 9} w{18 + i // 9}"} for i in range(45)]
+    for name, some in {"rows": rows, "pairs": pairs}.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)))
+    few = {"steps": 2, "batch": 4, "retrieve_steps": 2, "retrieve_batch": 4, "length": 20, "texts": 3}
+    return {"data": str(folder / "rows.jsonl"), "pairs": (str(folder / "pairs.jsonl"),), **few}
+
+
 def test_the_command_on_a_bert_and_texts_of_the_user(tmp_path):
     name = classifiers.write_encoder(tmp_path / "bert")
-    rows = [{"text": f"w{i % 4} w{i // 4}", "repository": f"r{i % 4}"} for i in range(24)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    data = str(tmp_path / "rows.jsonl")
-    cfg = Config(tmp_path / "run", model=name, data=data, steps=2, batch=4, length=20, texts=3, exits=(2, 4))
+    cfg = Config(tmp_path / "run", model=name, exits=(2, 4), **write_data(tmp_path))
     out = main(cfg)
     metrics = json.loads((out / "metrics.json").read_text())
-    assert set(metrics["held_out"]) == {"words.2", "same.2", "words.4", "same.4"}
+    assert set(metrics["pretrain"]["held_out"]) == {"words.2", "same.2", "words.4", "same.4"}
+    measured = {f"{name}.{layer}" for name in ("mrr", "recall_1", "recall_10") for layer in (2, 4)}
+    assert set(metrics["retrieve"]["held_out"]) == set(metrics["retrieve"]["before"]) == measured
     assert AutoModelForMaskedLM.from_pretrained(out / "exit-2").config.num_hidden_layers == 2
     assert AutoModelForMaskedLM.from_pretrained(out).config.num_hidden_layers == 4
     assert load_exits(out).exits == (2, 4)
+    assert load_text_encoder(out / "retrieval" / "exit-2").encoder.config.num_hidden_layers == 2
+    pretrained = AutoModelForMaskedLM.from_pretrained(out).state_dict()
+    retrieving = load_text_encoder(out / "retrieval" / "exit-4").encoder.state_dict()
+    key = "encoder.layer.0.output.dense.weight"
+    assert not torch.equal(pretrained[f"bert.{key}"], retrieving[key])
+    assert main(cfg) == out  # a run that is done is loaded, not trained
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+
+
+def test_stages_one_at_a_time_are_both_at_once(tmp_path):
+    name, data = classifiers.write_encoder(tmp_path / "bert"), write_data(tmp_path)
+    both = main(Config(tmp_path / "both", model=name, exits=(2, 4), **data))
+    first = main(Config(tmp_path / "first", model=name, exits=(2, 4), stages=("pretrain",), **data))
+    assert not (first / "retrieval").exists()
+    second = main(Config(tmp_path / "second", model=str(first), stages=("retrieve",), **data))
+    assert not (second / "model.safetensors").exists()
+    for layer in (2, 4):
+        ours, theirs = (load_text_encoder(out / "retrieval" / f"exit-{layer}") for out in (both, second))
+        for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+    with pytest.raises(LimbeckError, match="has exits after layers 2 4; leave --exits out"):
+        main(Config(tmp_path / "third", model=str(first), exits=(1, 4), stages=("retrieve",), **data))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stages": ("retreive",)}, "did you mean 'retrieve'"),
+        ({"retrieve_batch": 1}, "--retrieve-batch 1: a pair is told from the other"),
+        ({"retrieve_batch": 64}, "pairs.jsonl: 45 different pairs are too few for batches of 64"),
+        ({"scale": 0.0}, r"--scale 0\.0: expected a number above 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message, tmp_path):
+    name = classifiers.write_encoder(tmp_path / "bert")
+    with pytest.raises(LimbeckError, match=message):
+        main(Config(tmp_path / "run", model=name, **{**write_data(tmp_path), **settings}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_golden_contrast_of_all_exits():
+    case = dict(np.load(GOLDEN / "exit_contrastive.npz"))
+    query, match = (torch.from_numpy(case[f"in_{name}"]) for name in ("query", "code"))
+    layers, total = tuple(case["hp_exit_layers"].tolist()), int(case["hp_total_layers"])
+    exits = tuple(Signals(pooled=q, extra={"match": m}) for q, m in zip(query, match, strict=True))
+    goal = at_exits(finds_its_match(float(case["hp_logit_scale"])), depth_shares(layers, total))
+    terms = goal(Signals(exits=exits), Signals(), {}, START)
+    np.testing.assert_allclose(terms.total({"row": query.shape[1]}).item(), case["ref_total_weighted"], rtol=1e-5)
+
+
+def test_retrieval_learns_what_no_exit_knew(tmp_path):
+    """Match i says in other words what query i says."""
+    cfg = Config(**{**write_data(tmp_path), "retrieve_steps": 60, "retrieve_batch": 20, "retrieve_lr": 3e-3})
+    kinds = {"all": (pairs := kinds_of(cfg)[cfg.pairs[0]][0], pairs)}
+    torch.manual_seed(0)
+    vectors = ExitVectors(BertForMaskedLM(classifiers.config()).bert, (1, 4))
+    tokenizer = classifiers.tokenizer()
+    before = finds(vectors, kinds, tokenizer, cfg, "cpu")
+    retrieve(vectors, match_stream(kinds, tokenizer, cfg), cfg)
+    after = finds(vectors, kinds, tokenizer, cfg, "cpu")
+    for layer in (1, 4):
+        assert before[f"mrr.{layer}"] < 0.25
+        assert after[f"mrr.{layer}"] > 0.6

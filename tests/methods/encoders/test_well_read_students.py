@@ -1,60 +1,20 @@
-"""The three stages of `limbeck well_read_students`: contracts, the distillation loss, and the command."""
+"""The three stages of `limbeck well_read_students`: the distillation loss, arms and labels, and the command."""
 
 import json
 
 import pytest
 import tiny_classifiers as classifiers
 import torch
-from contract import CHECKS, Case, stages_of
+from encoder_stages import masked_words
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
-from limbeck.core.batch import IGNORE
-from limbeck.core.check import LimbeckError
+from limbeck.core.check import LimbeckError, in_order
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock
 from limbeck.losses.divergence import soft_cross_entropy
-from limbeck.methods.encoders import distiller, well_read_students
-from limbeck.methods.encoders.well_read_students import Config, main, ordered, task
+from limbeck.methods.encoders import well_read_students
+from limbeck.methods.encoders.well_read_students import ARMS, Config, main, some_labelled
 from limbeck.objectives.tokens import soft
-
-
-def words(seed: int):
-    made = []
-    for batch in classifiers.labelled(seed):
-        answer = batch["mask"] & (torch.arange(7) % 3 == 1)
-        targets = batch["ids"].where(answer, torch.tensor(IGNORE))
-        made.append({"ids": batch["ids"], "mask": batch["mask"], "answer": answer, "targets": targets})
-    return made
-
-
-def pretrain_stage(seed: int):
-    student = classifiers.bert(width=8, layers=2, seed=seed)
-    recipe = lambda: well_read_students.pretrain(student, words(seed), Config(seed=seed, warmup=0.0))  # noqa: E731
-    (stage,) = stages_of(well_read_students, recipe)
-    return stage
-
-
-def distil_stage(seed: int):
-    student, teacher = classifiers.bert(width=8, layers=2, seed=seed + 1), classifiers.bert(seed=seed)
-    cfg, stream = Config(seed=seed, warmup=0.0), classifiers.labelled(seed)
-    (stage,) = stages_of(well_read_students, lambda: well_read_students.distil(student, teacher, stream, cfg))
-    return stage
-
-
-def finetune_stage(seed: int):
-    student, cfg = classifiers.bert(seed=seed), Config(seed=seed, warmup=0.0)
-    recipe = lambda: distiller.fine_tune("finetune", student, classifiers.labelled(seed), 8, cfg)  # noqa: E731
-    (stage,) = stages_of(distiller, recipe)
-    return stage
-
-
-CASES = [Case("pretrain", pretrain_stage), Case("distil", distil_stage), Case("finetune", finetune_stage)]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_contract(case, check, tmp_path):
-    check(case, tmp_path)
 
 
 def test_the_gradient_of_distillation_is_q_minus_p_over_the_batch():
@@ -70,7 +30,7 @@ def test_pre_training_teaches_the_body_of_the_classifier_itself():
     student = classifiers.bert(width=8, layers=2)
     body = {name: value.clone() for name, value in student.bert.named_parameters()}
     head = student.classifier.weight.clone()
-    well_read_students.pretrain(student, words(0), Config(pretrain_steps=2))
+    well_read_students.pretrain(student, masked_words(0), Config(pretrain_steps=2))
     moved = {name for name, value in student.bert.named_parameters() if not torch.equal(value, body[name])}
     assert {name for name in body if "layer." in name and "key.bias" not in name} <= moved
     assert torch.equal(student.classifier.weight, head)
@@ -93,9 +53,9 @@ def test_the_command_on_a_bert_and_rows_of_the_user(tmp_path, fine_tuned):
 
 
 def test_arms_and_labels(tmp_path):
-    assert ordered(("finetune", "pretrain")) == ["pretrain", "finetune"]
+    assert in_order(("finetune", "pretrain"), ARMS, "--stages") == ["pretrain", "finetune"]
     with pytest.raises(LimbeckError, match="did you mean 'distil'"):
-        ordered(("distill",))
-    rows = task(Config(data=classifiers.write_rows(tmp_path / "rows.jsonl"), labels=7))
+        main(Config(tmp_path / "run", stages=("distill",)))
+    rows = some_labelled(Config(data=classifiers.write_rows(tmp_path / "rows.jsonl"), labels=7))
     assert sum(row.label is not None for row in rows.train) == 7
     assert all(row.label is not None for row in rows.test)

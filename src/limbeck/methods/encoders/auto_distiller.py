@@ -24,7 +24,7 @@ import numpy as np
 from limbeck.core.check import LimbeckError, require
 from limbeck.core.save import read_json, write_json
 from limbeck.data.describe import describe
-from limbeck.methods.encoders.distiller import task
+from limbeck.methods.encoders.classification import task
 from limbeck.report.sections import Cell, Table
 from limbeck.run import Run, begin
 

@@ -3,14 +3,16 @@
 Paper:      Gurioli et al., AAAI 2026, arXiv 2503.03008 ("One Model to Train them All", later "MoSE").
 Says:       the same losses at several depths, each weighed by its depth, make one checkpoint that can be cut at any of
             them. The deeper exits shape the layers below: that is the self-distillation, there is no teacher.
-Parts:      students.exits | objectives (exits, hard) | data.repositories
-Needs:      an encoder like BERT or RoBERTa with its masked-word head, and texts that say where they come from.
-            Signals: exits. Batch: ids, mask, targets, answer, same.
+Parts:      students (exits, exit_vectors) | objectives (exits, hard) | data (repositories, matches)
+Needs:      an encoder like BERT or RoBERTa with its masked-word head, and texts that say where they come from; to
+            retrieve, pairs of texts. Signals: exits. Batch: ids, mask, targets, answer, same; match_ids, match_mask.
 Departures: any masked language model in the place of StarCoder2 without its causal mask. Exits' vectors start at zero.
-            Weights are the paper's, not normalised, so compare rates with a single exit at 1 / their sum. Fine-tuning
-            for retrieval, with a projection for each exit, is not here.
-Checked:    from the equations (no training code was released): both losses at each exit and their weighted sum; models
-            cut at an exit predict what the exit does.
+            Weights are the paper's, not normalised, so compare rates with a single exit at 1 / their sum. Texts are
+            pooled at their first token. Projections begin as identities; the scale is not learned; a batch holds pairs
+            of one kind, and each process contrasts its own. Which names are replaced in code is not said: those that
+            come more than once.
+Checked:    from the equations (no training code was released): both losses at each exit and their weighted sum; the
+            contrast and its gradients from open_clip; models cut at an exit say what the exit does.
 Claim:      none measured yet.
 """
 
@@ -19,35 +21,42 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from limbeck.analyses.measure import measure
 from limbeck.atlas.topics import topics
 from limbeck.core.batch import Batch
-from limbeck.core.check import require
+from limbeck.core.check import in_order, require
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals
-from limbeck.core.stage import Objective, Optim, Stage, distill_step
-from limbeck.data.held import hold_out
+from limbeck.core.stage import Objective, Optim, Stage, distill_step, stage_settings
+from limbeck.data.held import Split, hold_out
 from limbeck.data.repositories import place_batches, read_places
-from limbeck.models.load import load_model
+from limbeck.methods.encoders.exit_retrieval import Retrieving, kinds_of, retrieved
 from limbeck.objectives.exits import at_exits, belongs_together, depth_shares
 from limbeck.objectives.tokens import hard
 from limbeck.objectives.weighted import weighted
-from limbeck.report.sections import Table
-from limbeck.run import Run, begin, save_artefact, seed_all
-from limbeck.students.exits import MultiExit, even_exits
-from limbeck.students.layers import parse_size, smaller
+from limbeck.report.sections import Section, Table
+from limbeck.run import Run, Started, begin, save_artefact, seed_all
+from limbeck.students.exit_vectors import ExitVectors
+from limbeck.students.exits import MultiExit, open_exits
+
+Arm = Literal["pretrain", "retrieve"]
+ARMS: tuple[Arm, ...] = ("pretrain", "retrieve")
 
 
 @dataclass(frozen=True)
-class Config(Run):
+class Config(Retrieving, Run):
     """Settings of ``limbeck modular_encoder``."""
 
     out: Path = Path("runs/modular_encoder")
-    """Folder that the run writes: the whole model, and one folder exit-<layers> for each smaller one."""
+    """Folder that the run writes: the whole model, one folder exit-<layers> for each smaller one, and in retrieval/ the
+    encoders of texts."""
+    stages: tuple[Arm, ...] = ARMS
+    """pretrain: masked words and places; retrieve: finding the match of a text. In the paper's order."""
     model: str = "limbeck:atlas/weights/encoder-a"
-    """Folder or Hub id of a masked language model; by default an encoder that ships with limbeck."""
+    """Folder or Hub id of a masked language model, or of a run of this method, whose exits are kept; by default an
+    encoder that ships with limbeck."""
     size: str | None = None
     """A size like 6x384: the model's architecture anew at that size (paper: from scratch); None: as it is."""
     exits: tuple[int, ...] = ()
@@ -60,8 +69,8 @@ class Config(Run):
     """Weight of the masked-word loss; paper."""
     weight_same: float = 1.0
     """Weight of the same-place loss; paper."""
-    steps: int = 200
-    """Optimizer steps; paper: 245,000. 200 suit the atlas."""
+    steps: int = 150
+    """Optimizer steps; paper: 245,000. 150 suit the atlas."""
     batch: int = 32
     """Rows per batch; paper: 4 M tokens."""
     length: int = 96
@@ -90,61 +99,69 @@ def modular_encoder(
     """Train ``model`` in place at all its exits at once; ``out`` and ``engine`` go to ``fit``."""
     goal = exit_loss(model.exits, model.depth, cfg.weight_words, cfg.weight_same)
     stage = Stage(
-        "exits",
+        "pretrain",
         distill_step(lambda batch: model(batch), lambda batch: Signals(), goal),
         train={"model": model},
         stream=stream,
         steps=cfg.steps,
         optim=Optim(cfg.lr, "linear", cfg.warmup, (0.9, 0.95), cfg.weight_decay, 1e-6),
-        accumulate=cfg.accumulate,
-        seed=cfg.seed,
-        save_every=cfg.save_every,
+        **stage_settings(cfg),
     )
     return fit(stage, out, engine)
 
 
 def main(cfg: Config) -> Path:
-    """Train exits into ``cfg.model`` on ``cfg.data``; writes the model, its smaller ones and a report."""
+    """Train exits into ``cfg.model``; writes the model, its smaller ones, encoders of texts and a report."""
+    stages = in_order(cfg.stages, ARMS, "--stages")
     seed_all(cfg.seed)
-    whole, tokenizer = load_model(cfg.model, "masked")
-    if cfg.size is not None:
-        size = parse_size(cfg.size)
-        require(size, f"--size {cfg.size}: expected layers and width, such as 6x384")
-        whole = smaller(whole, *(size or (0, 0)))
-    layers = whole.config.num_hidden_layers
-    model = MultiExit(whole, cfg.exits or even_exits(layers, min(4, layers)))
-    compare = distill_step(lambda batch: model(batch), lambda batch: Signals(), exit_loss(model.exits, layers))
-    exit_loss(model.exits, layers, cfg.weight_words, cfg.weight_same)  # refuses weights that make no sense
-    rows = cfg.batch * min(cfg.steps, 200) + 4 * cfg.batch
-    split = hold_out(place_batches(_places(cfg), tokenizer, cfg.length, cfg.batch, rows, cfg.texts, cfg.seed))
+    model, tokenizer = open_exits(cfg.model, cfg.exits, cfg.size)
+    exit_loss(model.exits, model.depth, cfg.weight_words, cfg.weight_same)  # refuses weights that make no sense
+    split = _split(cfg, tokenizer) if "pretrain" in stages else None
+    kinds = kinds_of(cfg) if "retrieve" in stages else {}
     run = begin(cfg, "modular_encoder")
+    metrics: dict[str, Any] = {}
+    tables: list[Section] = []
+    whole = None
+    if split:
+        metrics["pretrain"], table = _pretrained(model, split, cfg, run)
+        tables.append(table)
+        whole = model.at_exit(model.exits[-1])  # before it turns into an encoder of texts
+        _save(model, tokenizer, run.out)
+    if kinds:
+        vectors = ExitVectors(model.model.base_model, model.exits)
+        metrics["retrieve"], table = retrieved(vectors, kinds, tokenizer, cfg, run)
+        tables.append(table)
+    return run.finish(whole, tokenizer, metrics, tables)
+
+
+def _pretrained(model: MultiExit, split: Split, cfg: Config, run: Started) -> tuple[dict[str, Any], Table]:
+    """Train on words and places; what was measured before and after."""
     device = run.accelerator.device
-    before = measure(compare, _eval(model.to(device), split.on(device)))
+    compare = distill_step(lambda batch: model(batch), lambda batch: Signals(), exit_loss(model.exits, model.depth))
+    model.eval().to(device)
+    before = measure(compare, split.on(device))
     said = modular_encoder(model, split.stream, cfg, run.stage_dir, run.accelerator)
-    after = measure(compare, _eval(model.to(device), split.on(device)))
+    after = measure(compare, split.on(device))
+    return {**said, split.name: after, "before": before}, _table(model, before, after, split.rows)
+
+
+def _split(cfg: Config, tokenizer: Any) -> Split:
+    """Rows of the user's places or the atlas's, some held out."""
+    places: dict[str, list[str]] = read_places(cfg.data) if cfg.data is not None else {}
+    for row in topics("en", 2000, cfg.seed) if cfg.data is None else ():
+        places.setdefault(row["label"], []).append(row["text"])
+    rows = cfg.batch * min(cfg.steps, 200) + 4 * cfg.batch
+    return hold_out(place_batches(places, tokenizer, cfg.length, cfg.batch, rows, cfg.texts, cfg.seed))
+
+
+def _save(model: MultiExit, tokenizer: Any, out: Path) -> None:
+    """The whole model with its exits in ``out``, and each smaller one in ``out``/exit-<layers>."""
+    save_artefact(model, out)
     for layer in model.exits[:-1]:
-        small = run.out / f"exit-{layer}"
+        small = out / f"exit-{layer}"
         small.mkdir(exist_ok=True)
         for part in (model.at_exit(layer), tokenizer):
             save_artefact(part, small)
-    save_artefact(model, run.out)
-    table = _table(model, before, after, split.rows)
-    metrics = {**said, split.name: after, "before": before}
-    return run.finish(model.at_exit(model.exits[-1]), tokenizer, metrics, [table])
-
-
-def _eval(model: MultiExit, batches: list[Batch]) -> list[Batch]:
-    model.eval()
-    return batches
-
-
-def _places(cfg: Config) -> dict[str, list[str]]:
-    if cfg.data is not None:
-        return read_places(cfg.data)
-    places: dict[str, list[str]] = {}
-    for row in topics("en", 2000, cfg.seed):
-        places.setdefault(row["label"], []).append(row["text"])
-    return places
 
 
 def _table(model: MultiExit, before: dict[str, float], after: dict[str, float], rows: str) -> Table:

@@ -21,25 +21,28 @@ from typing import Any, Literal
 
 from torch import nn
 
-from limbeck.atlas.topics import topics
 from limbeck.core.batch import Batch
-from limbeck.core.check import one_of, require
+from limbeck.core.check import in_order
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals
-from limbeck.core.stage import Optim, Stage, distill_step
-from limbeck.data.labelled import Row, Rows, classes_in, part, read_labelled
+from limbeck.core.stage import Stage, distill_step, stage_settings
+from limbeck.data.labelled import Rows, with_labels
 from limbeck.data.read import read_text
 from limbeck.data.stream import mlm_batches
 from limbeck.losses.divergence import soft_cross_entropy
-from limbeck.methods.encoders.distiller import ATLAS, JUDGED, fine_tune, judged, streams
-from limbeck.models.classifiers import load_classifier
+from limbeck.methods.encoders.classification import (
+    ATLAS,
+    decaying,
+    fine_tune,
+    job_of,
+    task,
+    taught,
+    with_tuned_teacher,
+)
 from limbeck.models.load import Dtype
 from limbeck.objectives.tokens import hard, soft
-from limbeck.report.sections import Table
-from limbeck.run import Run, begin, seed_all
+from limbeck.run import Run, begin
 from limbeck.sources.model import model_source
-from limbeck.students.classifiers import classifier_student
-from limbeck.students.sizes import miniature
 
 Arm = Literal["pretrain", "distil", "finetune"]
 ARMS: tuple[Arm, ...] = ("pretrain", "distil", "finetune")
@@ -94,7 +97,8 @@ def pretrain(
     """Teach ``student`` (a classifier) masked words, in place; the head for words is thrown away."""
     reader = with_words(student)
     step = distill_step(model_source(reader), lambda batch: Signals(), hard())
-    return fit(_stage("pretrain", step, {"student": reader}, stream, cfg.pretrain_steps, cfg), out, engine)
+    settings = {"optim": decaying(cfg), **stage_settings(cfg)}
+    return fit(Stage("pretrain", step, {"student": reader}, stream, cfg.pretrain_steps, **settings), out, engine)
 
 
 def distil(
@@ -107,8 +111,8 @@ def distil(
 ) -> dict[str, float]:
     """Soft cross-entropy to ``teacher``, summed over classes, averaged over rows; temperature 1, no label."""
     step = distill_step(model_source(student), model_source(teacher), soft(soft_cross_entropy, on="row"))
-    stage = _stage("distil", step, {"student": student}, stream, cfg.steps, cfg, {"teacher": teacher})
-    return fit(stage, out, engine)
+    settings = {"optim": decaying(cfg), "frozen": {"teacher": teacher}, **stage_settings(cfg)}
+    return fit(Stage("distil", step, {"student": student}, stream, cfg.steps, **settings), out, engine)
 
 
 def well_read_students(
@@ -130,15 +134,7 @@ def well_read_students(
         "distil": lambda: distil(student, teacher, transfer, cfg, out, engine),
         "finetune": lambda: fine_tune("finetune", student, labelled, cfg.finetune_steps, cfg, out, engine),
     }
-    return {name: stages[name]() for name in ordered(cfg.stages)}
-
-
-def ordered(stages: tuple[str, ...]) -> list[str]:
-    """``stages`` in the paper's order; at least one, none unknown."""
-    for name in stages:
-        one_of(name, ARMS, "--stages")
-    require(stages, f"--stages: expected at least one of {', '.join(ARMS)}")
-    return [name for name in ARMS if name in stages]
+    return {name: stages[name]() for name in in_order(cfg.stages, ARMS, "--stages")}
 
 
 def with_words(student: Any) -> Any:
@@ -153,66 +149,24 @@ def with_words(student: Any) -> Any:
 
 def main(cfg: Config) -> Path:
     """Make a student of ``cfg.teacher`` well read; writes it and its report to ``cfg.out``."""
-    ordered(cfg.stages)
-    seed_all(cfg.seed)
-    rows = task(cfg)
-    teacher, tokenizer, names, tuned = load_classifier(cfg.teacher, classes_in(rows.train), cfg.teacher_dtype)
-    student = classifier_student(cfg.student, teacher, tokenizer, names)
-    stream, test = streams(rows, names, tokenizer, teacher, cfg)
-    known = [row for row in rows.train if row.label is not None]
+    in_order(cfg.stages, ARMS, "--stages")  # refuses what is unknown
+    rows = some_labelled(cfg)
+    job = job_of(cfg, rows)
     texts = read_text(cfg.corpus) if cfg.corpus else (text for row in rows.train for text in row[:2] if text)
-    words = mlm_batches(texts, tokenizer, cfg.length, cfg.batch, cfg.seed)
+    words = mlm_batches(texts, job.tokenizer, cfg.length, cfg.batch, cfg.seed)
     run = begin(cfg, "well_read_students")
-    engine, said = run.accelerator, {}
-    if not tuned:
-        said["teacher"] = fine_tune(
-            "teacher", teacher.float(), stream(known), cfg.teacher_steps, cfg, run.stage_dir, engine
-        )
-        if miniature(cfg.student) is None:  # cut from the teacher as it is now
-            seed_all(cfg.seed)
-            student = classifier_student(cfg.student, teacher.cpu(), tokenizer, names)
-    before = judged(student, teacher, test, engine.device)
-    transfer = stream([row._replace(label=None) for row in rows.train])
-    said |= well_read_students(student, teacher, words, transfer, stream(known), cfg, run.stage_dir, engine)
-    after = judged(student, teacher, test, engine.device)
-    return run.finish(student, tokenizer, {**said, "held_out": after, "before": before}, [_table(rows, before, after)])
+    job, said = with_tuned_teacher(job, cfg, run)
+    transfer = job.stream([row._replace(label=None) for row in rows.train])
+    known = job.stream([row for row in rows.train if row.label is not None])
+
+    def recipe() -> dict[str, Any]:
+        both = job.student, job.teacher
+        return well_read_students(*both, words, transfer, known, cfg, run.stage_dir, run.accelerator)
+
+    return taught(job, run, recipe, said)
 
 
-def task(cfg: Config) -> Rows:
+def some_labelled(cfg: Config) -> Rows:
     """The user's rows or the atlas's, parted, with ``cfg.labels`` labels left to train by."""
-    own = [Row(row["text"], label=row["label"]) for row in topics("en", 3000, cfg.seed)] if cfg.data is None else None
-    rows = part(own or read_labelled(str(cfg.data)), seed=cfg.seed)
-    wanted = 300 if cfg.labels is None and cfg.data is None else cfg.labels
-    require(wanted is None or wanted >= 2, f"--labels {wanted}: expected 2 or more")
-    known = [i for i, row in enumerate(rows.train) if row.label is not None][:wanted]
-    keep = set(known)
-    return Rows([row if i in keep else row._replace(label=None) for i, row in enumerate(rows.train)], rows.test)
-
-
-def _stage(
-    name: str,
-    step: Any,
-    train: dict[str, nn.Module],
-    stream: Iterable[Batch],
-    steps: int,
-    cfg: Config,
-    frozen: dict[str, nn.Module] | None = None,
-) -> Stage:
-    optim = Optim(cfg.lr, "linear", cfg.warmup, weight_decay=cfg.weight_decay)
-    return Stage(
-        name,
-        step,
-        train,
-        stream,
-        steps,
-        optim,
-        accumulate=cfg.accumulate,
-        frozen=frozen or {},
-        seed=cfg.seed,
-        save_every=cfg.save_every,
-    )
-
-
-def _table(rows: Rows, before: dict[str, float], after: dict[str, float]) -> Table:
-    cells = [(name, value, after[name]) for name, value in before.items()]
-    return Table(f"Student and teacher on {len(rows.test)} held-out rows", ("", "before", "after"), cells, JUDGED)
+    few = 300 if cfg.labels is None and cfg.data is None else cfg.labels
+    return with_labels(task(cfg.data, cfg.seed, 3000), few)

@@ -19,7 +19,7 @@ from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import require
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals, Source
-from limbeck.core.stage import Objective, Optim, Stage, Step, distill_step
+from limbeck.core.stage import Objective, Optim, Stage, Step, distill_step, stage_settings
 from limbeck.core.terms import Clock, Terms
 from limbeck.crossing import side_by_side
 from limbeck.data.compose import carried
@@ -36,7 +36,7 @@ from limbeck.models.placement import held, placed
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import before_and_after
-from limbeck.run import Run, Started, begin, seed_all
+from limbeck.run import Started, begin, seed_all
 from limbeck.sources.model import model_source
 from limbeck.students.load import load_student
 
@@ -130,11 +130,6 @@ def fine_tuned(
         out,
         engine,
     )
-
-
-def stage_settings(cfg: Run) -> dict[str, Any]:
-    """The fields of a ``Stage`` that every method takes from its configuration."""
-    return {"accumulate": cfg.accumulate, "seed": cfg.seed, "save_every": cfg.save_every}
 
 
 def nll_on(student: nn.Module, held: Iterable[Batch]) -> Callable[[], float]:
