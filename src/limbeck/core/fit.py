@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -196,12 +197,14 @@ class _Run:
         if at.step % (stage.save_every or max(1, stage.steps // 10)) == 0 or (logged and self._late()):
             self._save()
 
-    def _hear(self, said: Mapping[str, float] | None) -> bool:
-        """Put what a callback says into the step's row; whether it said anything."""
-        for name in said or {}:
+    def _hear(self, said: Any) -> bool:
+        """Put the numbers that a callback returns into the step's row; whether there were any."""
+        if not isinstance(said, Mapping) or not said:  # a lambda returns whatever its last call does
+            return False
+        for name in said:
             require(name not in self.at.row, f"a callback may not log {name!r}: the step has a value of that name")
-        self.at.row = {**self.at.row, **(said or {})}
-        return bool(said)
+        self.at.row = {**self.at.row, **said}
+        return True
 
     def _log(self, row: dict[str, float]) -> None:
         if self.metrics is not None:

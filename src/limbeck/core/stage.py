@@ -78,9 +78,9 @@ class Stage:
     and is started again when it ends; each optimizer step takes ``accumulate`` of them per process. ``frozen`` modules
     are put on the device, in eval mode, without gradients. ``after`` is called once per optimizer step with its loss
     and the raw means of all terms; its clock counts the step just done, and numbers that it returns by name are logged
-    with that step. ``state`` is saved with every checkpoint though not learned; Stateful members of ``after`` and a Stateful stream are saved by themselves. ``clip`` bounds the
-    gradient norm. ``save_every`` and ``log_every`` count optimizer steps; by default a run is saved ten times, and at
-    least every ten minutes.
+    with that step. ``state`` is saved with every checkpoint though not learned; Stateful members of ``after`` and a
+    Stateful stream are saved by themselves. ``clip`` bounds the gradient norm. ``save_every`` and ``log_every`` count
+    optimizer steps; by default a run is saved ten times, and at least every ten minutes.
     """
 
     name: str

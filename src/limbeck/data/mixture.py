@@ -126,7 +126,7 @@ class Blend:
 
     @weights.setter
     def weights(self, weights: Mapping[str, float]) -> None:
-        self.mixture.weights = weights  # type: ignore[assignment]
+        self.mixture.weights = dict(weights)
 
     @property
     def drawn(self) -> dict[str, int]:

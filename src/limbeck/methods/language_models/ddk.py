@@ -41,7 +41,7 @@ from limbeck.losses.divergence import forward_kl, reverse_kl
 from limbeck.models.load import Dtype
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
-from limbeck.report.sections import Cell, Table
+from limbeck.report.sections import Cell, Curve, Table
 from limbeck.run import Run, begin, seed_all
 from limbeck.students.load import load_student
 from limbeck.teachers import Teacher, frozen, load_teacher, ready
@@ -174,7 +174,8 @@ def main(cfg: Config) -> Path:
     teacher = ready(teacher, device)
     both = side_by_side(student.eval().to(device), teacher, tokenizer)
     held = {name: split.on(device) for name, split in splits.items()}
-    run.heed(doctor(*both, tokenizer, batches=[batch for part in held.values() for batch in part[:1]]))
+    some = [{name: value[:2] for name, value in part[0].items()} for part in held.values()]
+    run.heed(doctor(*both, tokenizer, batches=some, rows=2 * len(some)))
     judge = DomainPerplexity(*both, held)
     before = judge()
     domains = {name: Domain(split.stream, split.on(device)) for name, split in inner.items()}
@@ -185,7 +186,7 @@ def main(cfg: Config) -> Path:
             say(f"domain {name!r}: its text was read {passes:.1f} times; more text would teach more than its weight")
     perplexity = {name: {"before": before[name][0], "after": s, "teacher": t} for name, (s, t) in after.items()}
     metrics = {**said, "held_out_perplexity": perplexity, "shares": weights.stream.weights, "looks": weights.looks}
-    return run.finish(student, tokenizer, metrics, [table(perplexity, weights, said)])
+    return run.finish(student, tokenizer, metrics, [table(perplexity, weights, said), curve(weights)])
 
 
 def batches(cfg: Config, tokenizer: Any) -> dict[str, Batches]:
@@ -212,3 +213,13 @@ def table(perplexity: Mapping[str, Mapping[str, float]], weights: DomainWeights,
     ]
     columns = ("domain", "weight at first", "at last", "passes", "perplexity before", "after", "teacher", "ratio after")
     return Table("Domains, on held-out rows", columns, rows, "Ratio: perplexity of the student over the teacher's.")
+
+
+def curve(weights: DomainWeights) -> Curve:
+    """How far behind the student was in each domain, look by look."""
+    steps = [look["step"] for look in weights.looks]
+    ratios = {
+        name: (steps, [look[f"perplexity.{name}"] / look[f"teacher_perplexity.{name}"] for look in weights.looks])
+        for name in weights.stream.weights
+    }
+    return Curve("Perplexity of the student over the teacher's", ratios, ylabel="ratio", log=True)
