@@ -27,18 +27,20 @@ class DomainPerplexity:
 
     def __call__(self) -> dict[str, tuple[float, float]]:
         """Domain -> perplexity of the student, of the teacher."""
-        self._taught = self._taught or perplexities(self.teacher, self.held)
+        self._taught = self._taught or perplexities(self.teacher, self.held, _place(self.student))
         return {name: (value, self._taught[name]) for name, value in perplexities(self.student, self.held).items()}
 
 
-def perplexities(source: Source, held: Mapping[str, Sequence[Batch]]) -> dict[str, float]:
-    """Perplexity of ``source`` on each domain of ``held``; its model is put into eval mode."""
-    model = model_behind(source)
-    device = None
-    if isinstance(model, torch.nn.Module):
-        device = next(model.parameters()).device
+def perplexities(
+    source: Source, held: Mapping[str, Sequence[Batch]], device: torch.device | None = None
+) -> dict[str, float]:
+    """Perplexity of ``source`` on each domain of ``held``; its model is put into eval mode.
+
+    Batches go to where the model is; for a source without one (a mean, a store), to ``device``.
+    """
+    if isinstance(model := model_behind(source), torch.nn.Module):
         model.eval()
-    found = {}
+    device, found = _place(source) or device, {}
     for name, batches in held.items():
         here = batches if device is None else [to_device(batch, device) for batch in batches]
         try:
@@ -47,3 +49,8 @@ def perplexities(source: Source, held: Mapping[str, Sequence[Batch]]) -> dict[st
             raise LimbeckError(f"domain {name!r}: {error}") from error
         found[name] = math.inf if nll > 700 else math.exp(nll)
     return found
+
+
+def _place(source: Source) -> torch.device | None:
+    model = model_behind(source)
+    return next(model.parameters()).device if isinstance(model, torch.nn.Module) else None

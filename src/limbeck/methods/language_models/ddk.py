@@ -165,7 +165,7 @@ def main(cfg: Config) -> Path:
     """Distil ``cfg.teacher`` into ``cfg.student`` on the domains of ``cfg.data``; writes the student and its report."""
     seed_all(cfg.seed)
     parts(cfg)
-    teacher, tokenizer = load_teacher(cfg.teacher, "causal", cfg.teacher_dtype)
+    teacher, tokenizer = load_teacher(cfg.teacher, "causal", dtype=cfg.teacher_dtype)
     student = load_student(cfg.student, teacher, tokenizer, "causal")
     splits = part_domains(batches(cfg, tokenizer))  # what is reported must not be what the weights have followed
     inner = part_domains({name: split.stream for name, split in splits.items()}, most=-(-cfg.validation // cfg.batch))
