@@ -17,6 +17,8 @@ from limbeck.core.terms import Clock
 from limbeck.data.domains import part_domains, text_domains
 from limbeck.methods.language_models import ddk as module
 from limbeck.methods.language_models.ddk import Config, Domain, ddk, main, parts
+from limbeck.methods.language_models.teach import Config as Teach
+from limbeck.methods.language_models.teach import write_store
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "ddk"
 TEXTS = {"taste": "good film bad book fine song poor plays", "count": "one two three four five red blue green"}
@@ -103,7 +105,7 @@ class Killed(BaseException):
     """What ends the run."""
 
 
-@pytest.mark.parametrize("kill", [1, 4, 7])
+@pytest.mark.parametrize("kill", [1, 5])
 def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path, kill, monkeypatch):
     cfg = Config(**SHORT, save_every=1)
     straight, _ = students()
@@ -156,6 +158,25 @@ def test_the_command_on_a_model_and_data_of_the_user(place, kind, data, by):
         assert part in report
     again = json.loads((main(cfg) / "metrics.json").read_text())
     assert again == metrics, "done, and remembered"
+
+
+def test_a_store_of_prompts_and_completions_stands_in_for_the_teacher(place):
+    words = tiny_llms.WORDS
+    pairs = [
+        {"prompt": f"{words[i % 9]} {words[i % 7]}", "completion": f" {words[9 + i % 5]}", "domain": "ab"[i % 2]}
+        for i in range(80)
+    ]
+    (place / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    data = {"data": str(place / "pairs.jsonl"), "length": 12}
+    write_store(Teach(place / "store", teacher=str(place / "gpt2"), top=128, **data))
+    found = []
+    for name in ("gpt2", "store"):
+        out = main(Config(place / f"of-{name}", teacher=str(place / name), student="1x8", **data, **SHORT))
+        found.append(json.loads((out / "metrics.json").read_text()))
+    for name in "ab":
+        both = [said["held_out_perplexity"][name]["teacher"] for said in found]
+        assert both[0] == pytest.approx(both[1], rel=0.1)
+    assert found[0]["shares"] == pytest.approx(found[1]["shares"], abs=0.1)
 
 
 def test_a_domain_that_is_told_apart_by_its_text_alone_gets_its_weight(place):

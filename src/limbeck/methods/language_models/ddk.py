@@ -59,7 +59,7 @@ class Config(Run):
     out: Path = Path("runs/ddk")
     """Folder that the run writes."""
     teacher: str = "limbeck:atlas/weights/lm"
-    """Folder or Hub id of a causal LM, or a store of `limbeck teach`; by default the LM that ships with limbeck."""
+    """Folder or Hub id of a causal LM; for prompts or chats also a store of `limbeck teach`. By default limbeck's."""
     teacher_dtype: Dtype = "float32"
     """Number format in which the teacher is held; losses are computed in float32 whatever it is."""
     student: str = "every-other"
