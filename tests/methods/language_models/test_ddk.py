@@ -196,6 +196,8 @@ def test_a_domain_that_is_told_apart_by_its_text_alone_gets_its_weight(place):
         ({"data": "all.jsonl", "domain_field": "domain"}, r"all.jsonl:1: the field 'domain' is missing"),
         ({"domains": ("taste", "code")}, "there is no text of the domain 'code'"),
         ({"domains": ("taste",)}, "need at least two of them, but there is taste"),
+        ({"data": None, "domains": ("date",)}, "--domains: weights of domains need at least two of them"),
+        ({"data": None, "domains": ("date", "names")}, "did you mean 'name'"),
         ({"batch": 16}, "domain 'count': its 60 rows are too few to hold some out, which takes 64"),
         ({"mixture": "dkd"}, "did you mean 'ddk'"),
         ({"alpha": 2.0}, "--alpha 2.0: expected a share"),
@@ -207,7 +209,7 @@ def test_a_domain_that_is_told_apart_by_its_text_alone_gets_its_weight(place):
 )
 def test_mistakes_of_the_user_leave_nothing_behind(place, changes, message):
     settings = {"teacher": str(place / "gpt2"), "data": "parts", "length": 12, "out": place / "run", **SHORT} | changes
-    settings["data"] = str(place / settings["data"])
+    settings["data"] = settings["data"] and str(place / settings["data"])
     with pytest.raises(LimbeckError, match=message):
         main(Config(**settings))
     assert not (place / "run").exists()

@@ -195,6 +195,7 @@ def batches(cfg: Config, tokenizer: Any) -> dict[str, Batches]:
     if cfg.data is not None:
         return domain_batches(cfg.data, *rest, cfg.domain_field, cfg.domains)
     chosen = {one_of(name, ATLAS, "--domains"): ATLAS[name] for name in cfg.domains or ATLAS}
+    check_count(chosen, "--domains")
     return text_domains({name: worked(name, n, cfg.seed) for name, n in chosen.items()}, *rest)
 
 
