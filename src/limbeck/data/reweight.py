@@ -79,7 +79,7 @@ class DomainWeights:
         """Look and move, if it is time."""
         if self.log_shares and clock.step % self.period:
             return None
-        said = {name: everyone(pair)[0] for name, pair in self.look().items()}
+        said = everyone(dict(self.look()))[0]
         self._hear(said)
         found = {f"perplexity.{name}": student for name, (student, _) in said.items()}
         found |= {f"teacher_perplexity.{name}": teacher for name, (_, teacher) in said.items()}
