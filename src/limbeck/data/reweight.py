@@ -35,12 +35,12 @@ class Weighted(Protocol):
 
 
 def discrepancy(log_shares: np.ndarray, ratios: np.ndarray) -> np.ndarray:
-    """softmax(ratios), whatever the shares were: DDK without its smoothing (2407.16154, eq. 1)."""
+    """softmax(ratios), whatever the shares were: DDK without its smoothing (2407.16154)."""
     return _log_softmax(ratios)
 
 
 def smoothed(alpha: float = 0.5) -> Rule:
-    """alpha * psi + (1 - alpha) / n with psi in proportion to share * exp(ratio) (2407.16154, eq. 2 and 3).
+    """alpha * psi + (1 - alpha) / n with psi in proportion to share * exp(ratio) (2407.16154).
 
     Every share then lies from (1 - alpha) / n to alpha + (1 - alpha) / n.
     """
@@ -52,6 +52,9 @@ def smoothed(alpha: float = 0.5) -> Rule:
         return np.logaddexp(mine + _log_softmax(log_shares + ratios), even)
 
     return rule
+
+
+SMOOTHED = smoothed()
 
 
 def _log_softmax(values: np.ndarray) -> np.ndarray:
@@ -69,7 +72,7 @@ class DomainWeights:
     ``looks`` keeps the same. With several processes the first one's numbers hold for all.
     """
 
-    def __init__(self, stream: Weighted, look: Look, period: int, rule: Rule | None = smoothed()) -> None:  # noqa: B008
+    def __init__(self, stream: Weighted, look: Look, period: int, rule: Rule | None = SMOOTHED) -> None:
         require(period >= 1, f"DomainWeights: expected a period of at least 1 step, but got {period}")
         self.stream, self.look, self.period, self.rule = stream, look, period, rule
         self.log_shares: dict[str, float] = {}

@@ -185,7 +185,7 @@ def main(cfg: Config) -> Path:
         if (passes := said[f"passes.{name}"]) > WORN:
             say(f"domain {name!r}: its text was read {passes:.1f} times; more text would teach more than its weight")
     perplexity = {name: {"before": before[name][0], "after": s, "teacher": t} for name, (s, t) in after.items()}
-    metrics = {**said, "held_out_perplexity": perplexity, "shares": weights.stream.weights, "looks": weights.looks}
+    metrics = {**said, "held_out_perplexity": perplexity, "shares": weights.stream.weights}
     return run.finish(student, tokenizer, metrics, [table(perplexity, weights, said), curve(weights)])
 
 
