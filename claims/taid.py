@@ -25,7 +25,8 @@ from limbeck.core.signals import Signals
 from limbeck.core.stage import Optim, Stage, distill_step, freeze
 from limbeck.core.terms import Clock
 from limbeck.data.stream import Batches, lm_batches
-from limbeck.methods.language_models.taid import AdaptiveT, Config, agreement, interpolated, taid
+from limbeck.methods.language_models.taid import Config, agreement, taid
+from limbeck.objectives.pace import AdaptiveT, interpolated
 from limbeck.objectives.tokens import hard
 from limbeck.sources.model import model_source
 

@@ -57,24 +57,6 @@ def names(place: Path) -> dict[str, Any]:
     return {**models, "tokenizer": transformers.AutoTokenizer.from_pretrained(place / "llama")}
 
 
-def test_taid_relations_two_teachers_and_domains_in_one_expression(place: Path) -> None:
-    code = block("Mixture(")
-    for part in ("interpolated(pace)", "relation(", "mean_source(", "weights={"):
-        assert part in code
-    assert "steps=1000" in code
-    known = names(place)
-    before = [p.clone() for p in known["student"].parameters()]
-    code = code.replace("steps=1000", "steps=12").replace("length=256", "length=96")
-    exec(code, known)
-    rows = [json.loads(line) for line in (place / "runs/mix/mix/metrics.jsonl").read_text().splitlines()]
-    assert {"taid", "values", "data"} <= set(rows[0])
-    parts = 0.7 * rows[0]["taid"] + 0.2 * rows[0]["values"] + 0.1 * rows[0]["data"]
-    assert rows[0]["loss"] == pytest.approx(parts, rel=1e-5)
-    assert all(rows[0][name] > 0 for name in ("taid", "values", "data"))
-    assert known["pace"].t > 0.4
-    assert all(not torch.equal(old, new) for old, new in zip(before, known["student"].parameters(), strict=True))
-
-
 def test_inside_another_trainer(place: Path) -> None:
     items = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]} for _ in range(4)]
     args = transformers.TrainingArguments(place / "t", max_steps=1, use_cpu=True, disable_tqdm=True, report_to=[])

@@ -303,6 +303,19 @@ def test_rows_are_logged_at_the_first_the_last_and_every_nth_step(tmp_path: Path
     assert [row["step"] for row in metrics(tmp_path / "toy")] == [1, 4, 8, 11]
 
 
+def test_numbers_that_a_callback_returns_are_logged_with_their_step(tmp_path: Path) -> None:
+    def speak(logs: Mapping[str, float], clock: Clock) -> dict[str, float] | None:
+        return {"seen": clock.step / 2} if clock.step in (3, 4) else None
+
+    stage, _ = toy(batches(2, rows=4), 8, after=[speak], log_every=4)
+    fit(stage, tmp_path)
+    rows = metrics(tmp_path / "toy")
+    assert [(row["step"], row.get("seen")) for row in rows] == [(1, None), (3, 1.5), (4, 2.0), (8, None)]
+    stage, _ = toy(batches(2, rows=4), 2, after=[lambda logs, clock: {"loss": 0.0}])
+    with pytest.raises(LimbeckError, match="a callback may not log 'loss'"):
+        fit(stage)
+
+
 def test_a_callback_may_leave_the_model_in_eval_mode() -> None:
     modes: list[bool] = []
     stage, net = toy(batches(4), 3)

@@ -133,6 +133,8 @@ def test_every_counts_steps_and_keeps_the_memory_of_what_it_calls() -> None:
     assert isinstance(again, Stateful)
     again.load_state_dict(call.state_dict())
     assert fresh.steps == [3, 6, 9]
+    talking = every(2, lambda logs, clock: {"seen": float(clock.step)})
+    assert [talking({}, Clock(step, 4)) for step in range(1, 5)] == [None, {"seen": 2.0}, None, {"seen": 4.0}]
     forgetful = every(1, lambda logs, clock: None)
     assert isinstance(forgetful, Stateful)
     assert forgetful.state_dict() == {}

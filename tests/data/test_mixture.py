@@ -4,9 +4,11 @@ from collections import Counter
 from itertools import islice
 
 import pytest
+import torch
 
+from limbeck.core.batch import IGNORE
 from limbeck.core.check import LimbeckError
-from limbeck.data.mixture import Mixture, tempered
+from limbeck.data.mixture import Blend, Mixture, tempered
 from limbeck.data.stream import Batches
 
 
@@ -96,3 +98,61 @@ def test_the_seed_decides():
 def test_mistakes_are_named(make, message):
     with pytest.raises(LimbeckError, match=message):
         make()
+
+
+def windows(value, rows, width, **more):
+    """A stream whose rows are full of ``value``."""
+
+    def collate(items):
+        ids = torch.full((len(items), width), value)
+        return {"ids": ids, "targets": ids.clone(), "mask": ids > 0, "row": torch.tensor(items), **more}
+
+    return Batches(list(range(rows)), collate, 4)
+
+
+def blend(**settings):
+    return Blend({"a": windows(1, 7, 3), "b": windows(2, 5, 2)}, 4, **settings)
+
+
+def test_a_blend_draws_every_row_by_itself_and_pads():
+    stream = blend(weights={"a": 3, "b": 1}, seed=1)
+    batches = take(stream, 200)
+    first = torch.cat([batch["ids"][:, 0] for batch in batches])
+    assert len(first) == 800
+    assert abs((first == 1).float().mean() - 0.75) < 0.05
+    assert stream.drawn == {"a": int((first == 1).sum()), "b": int((first == 2).sum())}
+    assert sum(len(set(batch["ids"][:, 0].tolist())) == 2 for batch in batches) > 100, "batches hold both"
+    mixed = next(b for b in batches if set(b["ids"][:, 0].tolist()) == {1, 2})
+    short = mixed["ids"][:, 0] == 2
+    assert (mixed["ids"][short, 2] == 0).all()
+    assert (mixed["targets"][short, 2] == IGNORE).all()
+    assert not mixed["mask"][short, 2].any()
+    assert mixed["mask"].dtype == torch.bool
+
+
+def test_a_blend_gives_each_streams_rows_in_its_own_order():
+    rows = [(int(ids[0]), int(row)) for b in take(blend(), 30) for ids, row in zip(b["ids"], b["row"], strict=True)]
+    mine = [row for value, row in rows if value == 1]
+    alone = [int(batch["row"][0]) for batch in Batches(list(range(7)), windows(1, 7, 3).collate, 1).take(len(mine))]
+    assert mine == alone
+
+
+def test_a_blend_resumes_with_the_weights_it_had():
+    straight, stopped = blend(), blend()
+    for stream in (straight, stopped):
+        take(stream, 5)
+        stream.weights = {"a": 1, "b": 4}
+        take(stream, 3)
+    again = blend()
+    again.load_state_dict(stopped.state_dict())
+    assert again.weights == straight.weights == {"a": 0.2, "b": 0.8}
+    for one, other in zip(take(straight, 20), take(again, 20), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_rows_of_two_kinds_do_not_blend():
+    kinds = Blend({"a": windows(1, 7, 3), "b": windows(2, 5, 2, labels=torch.zeros(1))}, 4)
+    with pytest.raises(LimbeckError, match="cannot share a batch; write all domains in one way"):
+        take(kinds, 20)
+    with pytest.raises(LimbeckError, match="at least one row, but batch is 0"):
+        Blend({"a": windows(1, 7, 3)}, 0)

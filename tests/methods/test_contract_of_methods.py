@@ -7,10 +7,11 @@ from contract import CHECKS, Case, stages_of
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from limbeck.core.batch import IGNORE, Batch, next_token_batch
-from limbeck.data.packing import packed_batches, row
+from limbeck.data.packing import packed_batches, row, row_batches
 from limbeck.data.samples import Sample
 from limbeck.methods.encoders import minilm
 from limbeck.methods.language_models import (
+    ddk,
     distill,
     distillm,
     gkd,
@@ -71,6 +72,22 @@ def taid_stage(seed: int, **settings):
     stream = [next_token_batch(*batch) for batch in ids_and_mask(seed)]
     cfg = taid.Config(steps=8, seed=seed, alpha=0.2, **settings)
     (stage,) = stages_of(taid, lambda: taid.taid(student, teacher, stream, cfg))
+    return stage
+
+
+def ddk_stage(seed: int, **settings):
+    torch.manual_seed(seed)
+    student, teacher = llama(width=8, layers=1), outspoken(llama())
+    parts = {}
+    for number, name in enumerate("ab"):
+        texts = [
+            row(ids[mask].tolist(), [True] * int(mask.sum()))
+            for batch in ids_and_mask(seed + number)
+            for ids, mask in zip(*batch, strict=True)
+        ]
+        parts[name] = ddk.Domain(row_batches(texts, ROWS, seed), row_batches(texts, ROWS).take(1))
+    cfg = ddk.Config(steps=8, seed=seed, batch=ROWS, interval=2, **settings)
+    (stage,) = stages_of(ddk, lambda: ddk.ddk(student, teacher, parts, cfg))
     return stage
 
 
@@ -179,6 +196,8 @@ CASES = [
     Case("taid", taid_stage),
     Case("taid with a hard loss", lambda seed: taid_stage(seed, hard=0.5)),
     Case("taid against reverse kl", lambda seed: taid_stage(seed, objective="reverse_kl")),
+    Case("ddk", ddk_stage),
+    Case("ddk by reverse kl", lambda seed: ddk_stage(seed, divergence="reverse_kl", gamma=2.0)),
     Case("seqkd", seqkd_stage),
     Case("minilm", minilm_stage),
     Case("minilm version 2", lambda seed: minilm_stage(seed, version=2, relation_heads=4)),

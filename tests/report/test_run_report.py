@@ -33,6 +33,20 @@ def test_one_curve_per_quantity_the_loss_first_the_machinery_last(tmp_path: Path
     assert found[0].series["loss"] == ([0, 1, 2], [2.0, 2.0, 2.0])
 
 
+def test_quantities_of_one_kind_share_a_picture_and_never_more_than_there_are_colours(tmp_path: Path) -> None:
+    kinds = [f"share.{letter}" for letter in "abcdefgh"] + ["tone.x", "loss"]
+    rows: list[object] = [{"step": n} | {name: n + i / 10 for i, name in enumerate(kinds)} for n in range(2)]
+    write_metrics(tmp_path / "stages" / "s", rows)
+    found = curves(tmp_path)
+    assert [(curve.title, list(curve.series)) for curve in found] == [
+        ("s: loss", ["loss"]),
+        ("s: share", list("abcdef")),
+        ("s: share", list("gh")),
+        ("s: tone.x", ["tone.x"]),
+    ]
+    assert found[1].series["b"] == ([0, 1], [0.1, 1.1])
+
+
 def test_a_term_that_is_the_loss_is_drawn_once(tmp_path: Path) -> None:
     write_metrics(tmp_path / "stages" / "meta", [{"step": n, "kl": 3.0 - n, "loss": 3.0 - n} for n in range(3)])
     assert [curve.title for curve in curves(tmp_path)] == ["meta: loss"]

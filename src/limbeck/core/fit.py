@@ -7,8 +7,10 @@ change nothing here.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -185,7 +187,7 @@ class _Run:
             self._read()
         with gathered_weights(self.learner) if stage.after else nullcontext():
             for call in stage.after:
-                call(at.row, Clock(at.step, stage.steps))
+                logged = self._hear(call(at.row, Clock(at.step, stage.steps))) or logged
         for module in stage.train.values() if stage.after else ():
             if not module.training:  # left in eval mode by a callback that evaluates
                 module.train()
@@ -194,6 +196,15 @@ class _Run:
         self.voice.tell(at.step, at.rows, at.row if logged else None)
         if at.step % (stage.save_every or max(1, stage.steps // 10)) == 0 or (logged and self._late()):
             self._save()
+
+    def _hear(self, said: Any) -> bool:
+        """Put the numbers that a callback returns into the step's row; whether there were any."""
+        if not isinstance(said, Mapping) or not said:  # a lambda returns whatever its last call does
+            return False
+        for name in said:
+            require(name not in self.at.row, f"a callback may not log {name!r}: the step has a value of that name")
+        self.at.row = {**self.at.row, **said}
+        return True
 
     def _log(self, row: dict[str, float]) -> None:
         if self.metrics is not None:

@@ -17,7 +17,7 @@ from limbeck.core.terms import Clock, Terms
 
 Step = Callable[[Batch, Clock], Terms]
 Objective = Callable[[Signals, Signals, Batch, Clock], Terms]
-After = Callable[[Mapping[str, float], Clock], None]
+After = Callable[[Mapping[str, float], Clock], Mapping[str, float] | None]
 
 SCHEDULES = ("linear", "cosine", "constant")
 Module = TypeVar("Module", bound=nn.Module)
@@ -77,10 +77,10 @@ class Stage:
     ``step`` maps a batch to Terms. ``train`` names exactly what learns and is saved. ``stream`` yields micro-batches
     and is started again when it ends; each optimizer step takes ``accumulate`` of them per process. ``frozen`` modules
     are put on the device, in eval mode, without gradients. ``after`` is called once per optimizer step with its loss
-    and the raw means of all terms; its clock counts the step just done. ``state`` is saved with every checkpoint though
-    not learned; Stateful members of ``after`` and a Stateful stream are saved by themselves. ``clip`` bounds the
-    gradient norm. ``save_every`` and ``log_every`` count optimizer steps; by default a run is saved ten times, and at
-    least every ten minutes.
+    and the raw means of all terms; its clock counts the step just done, and numbers that it returns by name are logged
+    with that step. ``state`` is saved with every checkpoint though not learned; Stateful members of ``after`` and a
+    Stateful stream are saved by themselves. ``clip`` bounds the gradient norm. ``save_every`` and ``log_every`` count
+    optimizer steps; by default a run is saved ten times, and at least every ten minutes.
     """
 
     name: str
@@ -155,10 +155,9 @@ class Every:
     period: int
     call: After
 
-    def __call__(self, logs: Mapping[str, float], clock: Clock) -> None:
+    def __call__(self, logs: Mapping[str, float], clock: Clock) -> Mapping[str, float] | None:
         """Call, if it is time."""
-        if clock.step % self.period == 0:
-            self.call(logs, clock)
+        return self.call(logs, clock) if clock.step % self.period == 0 else None
 
     def state_dict(self) -> dict[str, Any]:
         """The memory of the wrapped callback; empty if it has none."""

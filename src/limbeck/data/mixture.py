@@ -1,13 +1,18 @@
-"""Several streams as one: each item comes from a stream drawn at random."""
+"""Several streams as one: each item, or each row of a batch, comes from a stream drawn at random."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from limbeck.core.batch import IGNORE, Batch
 from limbeck.core.check import LimbeckError, require
+from limbeck.data.stream import Batches
 
 
 def tempered(sizes: Mapping[str, float], temperature: float = 1.0) -> dict[str, float]:
@@ -97,3 +102,74 @@ class Mixture:
             except StopIteration:
                 del self._open[name]
         raise LimbeckError(f"the stream {name!r} of the mixture gave nothing when it was started again")
+
+
+class Blend:
+    """Batches of ``batch`` rows, each row drawn from one of ``streams`` on its own: a ``Mixture`` of rows.
+
+    A whole batch of one domain pulls the weights to and fro; rows of all in one batch do not. The streams may hold
+    different kinds of rows (windows, pairs) as long as their batches have the same tensors. ``weights`` and ``drawn``,
+    which counts rows, are those of ``mixture``.
+    """
+
+    def __init__(
+        self, streams: Mapping[str, Batches], batch: int, weights: Mapping[str, float] | None = None, seed: int = 0
+    ) -> None:
+        require(batch >= 1, f"a batch must hold at least one row, but batch is {batch}")
+        rows = {name: Batches(s.rows, s.collate, 1, s.seed, s.shuffle, s.draws) for name, s in streams.items()}
+        self.mixture, self.batch = Mixture(rows, weights, seed), batch
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The streams' shares of the rows, which sum to 1; what is set acts on the next batch."""
+        return self.mixture.weights
+
+    @weights.setter
+    def weights(self, weights: Mapping[str, float]) -> None:
+        self.mixture.weights = dict(weights)
+
+    @property
+    def drawn(self) -> dict[str, int]:
+        """How many rows each stream has given."""
+        return dict(self.mixture.drawn)
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows = iter(self.mixture)
+        while True:
+            yield joined(list(islice(rows, self.batch)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the mixture."""
+        return self.mixture.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.mixture.load_state_dict(state)
+
+    def __repr__(self) -> str:
+        return f"Blend({self.mixture!r}, batch={self.batch})"
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The rows of several batches as one, padded on the right to the longest: targets with ``IGNORE``, all else with 0.
+
+    Raises where the batches do not hold the same tensors.
+    """
+    names = list(batches[0])
+    for batch in batches:
+        require(
+            set(batch) == set(names),
+            f"rows of {sorted(names)} and of {sorted(batch)} cannot share a batch; write all domains in one way",
+        )
+    return {name: _joined([b[name] for b in batches], IGNORE if name == "targets" else 0) for name in names}
+
+
+def _joined(values: list[Tensor], fill: int) -> Tensor:
+    width = max(value.shape[1] if value.dim() > 1 else 0 for value in values)
+    sizes = [width - value.shape[1] if value.dim() > 1 else 0 for value in values]
+    return torch.cat(
+        [
+            torch.nn.functional.pad(v, (0, more), value=fill) if more else v
+            for v, more in zip(values, sizes, strict=True)
+        ]
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,9 @@ from limbeck.data.packing import Row, row, row_batches
 from limbeck.data.read import field, read_rows, read_text
 from limbeck.data.stream import Batches, lengths_mask, lm_batches, pad
 from limbeck.data.turns import chat_rows, use_template
+
+Located = tuple[str, dict[str, Any]]
+"""Where a row stands, for messages, and the row."""
 
 
 class Pair(NamedTuple):
@@ -44,9 +47,23 @@ def causal_batches(source: str | Path, tokenizer: Any, length: int, batch: int, 
     return lm_batches(read_text(source), tokenizer, length, batch, seed)
 
 
+def rows_batches(
+    rows: Sequence[Located], tokenizer: Any, length: int, batch: int, seed: int = 0, name: str = "data"
+) -> Batches:
+    """The same from rows that were read already; ``name`` stands for the source in messages."""
+    if is_supervised(*rows[0]):
+        return row_batches(supervised(rows, tokenizer, length, name), batch, seed)
+    texts = (field(one, "text", str, where) for where, one in rows)
+    return lm_batches((text for text in texts if text.strip()), tokenizer, length, batch, seed)
+
+
 def has_pairs(source: str | Path) -> bool:
     """Whether the first row of ``source`` is a conversation or has a ``prompt``; a row of neither needs ``text``."""
-    where, first = next(iter(read_rows(source)))
+    return is_supervised(*next(iter(read_rows(source))))
+
+
+def is_supervised(where: str, first: dict[str, Any]) -> bool:
+    """The same for a row that stands at ``where``."""
     found = is_chat(first) or "prompt" in first
     require(
         found or "text" in first,
@@ -86,8 +103,13 @@ def read_supervised(source: str | Path, tokenizer: Any, length: int) -> list[Row
     end-of-text token. A conversation that is too long is cut at its end, and left out where no answer is left; a pair
     that is too long loses the beginning of its prompt, and a completion that alone exceeds ``length`` is refused.
     """
+    return supervised(read_rows(source), tokenizer, length, str(source))
+
+
+def supervised(rows: Iterable[Located], tokenizer: Any, length: int, source: str) -> list[Row]:
+    """The same from rows that were read already; ``source`` names them in messages."""
     waiting: list[Chat | Pair] = []
-    for where, one in read_rows(source):
+    for where, one in rows:
         waiting.append(as_chat(one, where) if is_chat(one) else as_pair(one, tokenizer, length, where))
     chats = [one for one in waiting if isinstance(one, Chat)]
     if chats and (note := use_template(tokenizer)):
@@ -96,7 +118,7 @@ def read_supervised(source: str | Path, tokenizer: Any, length: int) -> list[Row
         say(f"{source}: prompts and completions stand as they are; the chat template is for rows of messages")
     spoken = chat_rows(chats, tokenizer)
     whole = [one.row() if isinstance(one, Pair) else next(spoken) for one in waiting]
-    return _fitted(whole, length, str(source))
+    return _fitted(whole, length, source)
 
 
 def read_pairs(source: str | Path, tokenizer: Any, length: int) -> list[Pair]:

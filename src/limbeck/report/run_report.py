@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core.save import write_atomic
+from limbeck.report.curves import COLOURS
 from limbeck.report.page import page
 from limbeck.report.sections import Curve, KeyValues, Points, Section
 
@@ -37,16 +38,30 @@ def write_run_report(
 
 
 def curves(out: Path) -> list[Curve]:
-    """Curves of every stage below ``out``, from its ``metrics.jsonl``: one picture per quantity, loss first."""
+    """Curves of every stage below ``out``, from its ``metrics.jsonl``: one picture per quantity, loss first.
+
+    Quantities of one kind, ``share.news`` and ``share.code``, share a picture.
+    """
     found = []
     for path in sorted(out.rglob("metrics.jsonl"), key=lambda p: p.stat().st_mtime):
         rows = read_rows(path)
-        for name in _quantities(rows):
-            xs, ys = _series(rows, name)
-            says_no_more = name != "loss" and (xs, ys) == _series(rows, "loss")  # the only term, with weight 1
-            if len(xs) > 1 and not says_no_more:
-                found.append(Curve(f"{_stage(path, out)}: {name}", {name: (xs, ys)}, ylabel=name))
+        lines = {name: _series(rows, name) for name in _quantities(rows)}
+        no_more = [n for n in lines if n != "loss" and lines[n] == lines.get("loss")]  # the only term, with weight 1
+        shown = [name for name, (xs, _) in lines.items() if len(xs) > 1 and name not in no_more]
+        for title, names in _pictures(shown):
+            series = {name.removeprefix(f"{title}."): lines[name] for name in names}
+            found.append(Curve(f"{_stage(path, out)}: {title}", series, ylabel=title))
     return found
+
+
+def _pictures(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Names that are drawn in one picture, and its title: those with the same words before their first dot."""
+    kinds = dict.fromkeys(name.partition(".")[0] for name in names)
+    for kind in kinds:
+        alike = [name for name in names if name.partition(".")[0] == kind]
+        for start in range(0, len(alike), COLOURS):
+            part = alike[start : start + COLOURS]
+            yield (kind if len(part) > 1 else part[0]), part
 
 
 def _stage(path: Path, out: Path) -> str:

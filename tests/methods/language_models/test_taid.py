@@ -15,7 +15,8 @@ from limbeck.core.check import LimbeckError
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock
 from limbeck.losses.divergence import forward_kl, interpolate
-from limbeck.methods.language_models.taid import AdaptiveT, Config, interpolated, main, taid
+from limbeck.methods.language_models.taid import Config, main, taid
+from limbeck.objectives.pace import AdaptiveT, interpolated
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "taid"
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}

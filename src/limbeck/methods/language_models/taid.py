@@ -3,7 +3,7 @@
 Paper:      Shing et al., ICLR 2025, arXiv 2501.16937; released code SakanaAI/TAID at a062892.
 Says:       the target wanders, in logit space, from the student's own distribution to the teacher's: at least along a
             straight line, and ahead of it while the loss is falling. That bridges the gap between unequal models.
-Parts:      sources.model | objectives (interpolated, here; soft and hard) | after (AdaptiveT, here)
+Parts:      sources.model | objectives (interpolated, soft, hard) | after (objectives.pace)
 Needs:      causal student and teacher that share a tokenizer. Signals: logits. Batch: ids, mask, targets, answer.
 Departures: t moves once per optimizer step, from the loss averaged over all micro-batches and processes; the released
             code moves it per micro-batch and lets processes drift apart. The paper's alpha of 5e-4 lets the adaptive
@@ -15,10 +15,8 @@ Claim:      claims/taid.py, against forward and reverse KL and the plain linear 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +28,13 @@ from limbeck.core.batch import Batch
 from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
 from limbeck.core.stage import Objective, Optim, Stage, distill_step
-from limbeck.core.terms import Clock
 from limbeck.crossing import side_by_side
 from limbeck.data.held import hold_out
-from limbeck.losses.divergence import forward_kl, interpolated_cross_entropy, jsd, reverse_kl, total_variation
+from limbeck.losses.divergence import forward_kl, jsd, reverse_kl, total_variation
 from limbeck.methods.language_models.rows import rows
 from limbeck.models.load import Dtype
-from limbeck.objectives.tokens import Comparing, Comparison, hard, soft
+from limbeck.objectives.pace import NAME, AdaptiveT, interpolated
+from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import before_and_after
 from limbeck.run import Run, begin, seed_all
@@ -45,7 +43,6 @@ from limbeck.teachers import Teacher, frozen, load_teacher, ready
 
 DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd, "total_variation": total_variation}
 GOALS = ("taid", "linear", *DIVERGENCES)
-NAME = "taid"  # of the term that the pace reads
 
 
 @dataclass(frozen=True)
@@ -82,64 +79,6 @@ class Config(Run):
     """Memory of the loss's relative change; released code."""
     hard: float = 0.0
     """Share of the ordinary language-modelling loss; released code: 0."""
-
-
-class AdaptiveT:
-    """t, moved after every optimizer step by that step's loss (the paper's adaptive update).
-
-    As a callback it reads ``logs["taid"]``, the cross-entropy to the target over all processes, so every process moves
-    alike. ``adaptive=False`` leaves the linear schedule. ``share`` tells how many steps the adaptive term decided.
-    """
-
-    def __init__(self, t_start: float, t_end: float, alpha: float, beta: float, adaptive: bool = True) -> None:
-        require(0 <= t_start < t_end <= 1, f"taid: needs 0 <= t_start < t_end <= 1, but got {t_start} and {t_end}")
-        require(alpha >= 0 and 0 <= beta < 1, f"taid: needs alpha >= 0 and 0 <= beta < 1, but got {alpha} and {beta}")
-        self.t_start, self.t_end, self.alpha, self.beta, self.adaptive = t_start, t_end, alpha, beta, adaptive
-        self.t, self.momentum = t_start, 0.0
-        self.previous: float | None = None
-        self.moves, self.decided = 0, 0
-
-    def __call__(self, logs: Mapping[str, float], clock: Clock) -> None:
-        """Move t after a step. ``fit`` counts the step just done, the paper's n begins at 0."""
-        self.move(logs[NAME], clock.step - 1, clock.steps)
-
-    def move(self, loss: float, step: int, steps: int) -> None:
-        """Move t after step ``step`` (0-based) of ``steps`` had ``loss``; a loss that is not finite moves nothing."""
-        if not math.isfinite(loss):
-            return
-        previous, self.previous = self.previous, loss
-        if previous is None:
-            return
-        self.momentum = self.beta * self.momentum + (1 - self.beta) * (previous - loss) / (previous + 1e-15)
-        ahead = self.t + self.alpha * (1 - self.t) / (1 + math.exp(-self.momentum))
-        line = self.t_start + (self.t_end - self.t_start) * step / steps
-        self.moves += 1
-        self.decided += int(self.adaptive and ahead > line)
-        self.t = min(self.t_end, max(line, ahead) if self.adaptive else line)
-
-    @property
-    def share(self) -> float:
-        """Share of the moves that the adaptive term decided: 0 means that t was the linear schedule."""
-        return self.decided / max(1, self.moves)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next move depends on."""
-        return {name: getattr(self, name) for name in ("t", "momentum", "previous", "moves", "decided")}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state."""
-        for name in self.state_dict():
-            setattr(self, name, state[name])
-
-
-def interpolated(pace: AdaptiveT) -> Objective:
-    """Cross-entropy of the student to the target at ``pace.t``, per answer token.
-
-    The paper writes KL; the pace follows the cross-entropy, as in the released code, and the gradients are the same.
-    """
-    return Comparing(
-        lambda clock: Comparison(NAME, "answer", partial(interpolated_cross_entropy, share=pace.t)), "interpolated()"
-    )
 
 
 def taid(
