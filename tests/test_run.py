@@ -191,3 +191,16 @@ def test_the_accelerator_follows_the_configuration(cfg: Config) -> None:
     assert run.accelerator is run.accelerator
     assert (cfg.out / "tensorboard").exists()
     run.finish()
+
+
+@pytest.mark.parametrize(("accelerator", "cpu"), [(None, True), ("cuda", False)])
+def test_the_accelerator_is_told_of_a_machine_without_one(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, accelerator: str | None, cpu: bool
+) -> None:
+    """Left alone, Accelerate takes each process of torchrun for the only one where there is no accelerator."""
+    told: dict[str, Any] = {}
+    found = None if accelerator is None else torch.device(accelerator)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: found)
+    monkeypatch.setattr("accelerate.Accelerator", lambda **settings: told.update(settings))
+    begin(cfg, "fake").accelerator  # noqa: B018
+    assert told["cpu"] is cpu

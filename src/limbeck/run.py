@@ -211,7 +211,7 @@ def _accelerator(cfg: Run, method: str) -> Accelerator:
     if tracked:
         _need_tensorboard()
     engine = Accelerator(
-        cpu=cfg.device == "cpu",
+        cpu=pick(cfg.device).type == "cpu",  # said outright, or processes of torchrun do not find each other
         mixed_precision=None if cfg.precision == "no" else cfg.precision,
         log_with=cfg.tracker if tracked else None,
         project_config=ProjectConfiguration(project_dir=str(cfg.out), logging_dir=str(Path(cfg.out) / cfg.tracker)),
