@@ -12,7 +12,8 @@ Departures: rows are drawn one by one with the weights of the moment, where the 
             the student first; the standard one, teacher first, is the default and the other a setting.
 Checked:    from the equations: shares over nine intervals at four alphas, without smoothing, and for ratios in the
             thousands; the loss in both directions.
-Claim:      claims/ddk.py, against the natural and the equal mixture.
+Claim:      claims/ddk.py, against the natural and the equal mixture, and without its smoothing: confirmed on four
+            domains, worst and mean ratio to the teacher's perplexity below all three in every seed.
 """
 
 from __future__ import annotations
