@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from fit_child import shared_out
 
+from limbeck.core import engine
 from limbeck.core.check import LimbeckError
 from limbeck.core.engine import check_accelerator, make_optimizer
 from limbeck.core.fit import fit
@@ -44,6 +45,19 @@ def test_accelerates_own_accumulation_does_not_shrink_the_gradient() -> None:
     fit(stage, accelerator=Accelerator(gradient_accumulation_steps=4))
     for name, value in plain.named_parameters():
         torch.testing.assert_close(dict(net.named_parameters())[name], value)
+
+
+@pytest.mark.parametrize(("found", "cpu"), [(None, True), ("cuda", False)])
+def test_accelerate_is_told_of_a_machine_without_an_accelerator(
+    found: str | None, cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left alone, it takes each process of torchrun for the only one there."""
+    told: dict[str, Any] = {}
+    device = None if found is None else torch.device(found)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: device)
+    monkeypatch.setattr(engine, "Accelerator", lambda **settings: told.update(settings))
+    engine.make_accelerator(None, None)
+    assert told["cpu"] is cpu
 
 
 def test_one_accelerator_serves_stage_after_stage() -> None:

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from limbeck.core.check import LimbeckError, one_of, require
 from limbeck.core.checkpoint import whole
+from limbeck.core.device import pick
 from limbeck.core.stage import Stage
 
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
@@ -31,13 +32,14 @@ def make_accelerator(tracker: str | None, folder: Path | None) -> Accelerator:
     unknown or not installed is refused.
     """
     tracker = tracker or (os.environ.get("LIMBECK_TRACKER") if folder else None)
+    cpu = pick().type == "cpu"  # said outright, or processes of torchrun do not find each other
     if not tracker:
-        return Accelerator()
+        return Accelerator(cpu=cpu)
     one_of(tracker, TRACKERS, "tracker")
     require(folder is not None, f"the tracker {tracker!r} needs a folder to write to: give fit(..., out=...)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Accelerate warns where we refuse
-        accelerator = Accelerator(log_with=tracker, project_dir=str(folder))
+        accelerator = Accelerator(cpu=cpu, log_with=tracker, project_dir=str(folder))
     extra = "limbeck[trackers]" if tracker == "tensorboard" else tracker
     require(accelerator.log_with, f"the tracker {tracker!r} is not installed: pip install {extra!r}")
     return accelerator

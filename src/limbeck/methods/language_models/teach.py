@@ -84,7 +84,7 @@ def write_store(cfg: Config) -> Path:
     for name in ("batch", "length"):
         require(getattr(cfg, name) >= 1, f"--{name} {getattr(cfg, name)}: expected a whole number of at least 1")
     require(not is_store(cfg.teacher), f"--teacher {cfg.teacher}: is a store already")
-    engine = Accelerator(cpu=cfg.device == "cpu")
+    engine = Accelerator(cpu=pick(cfg.device).type == "cpu")
     done = (_imported if cfg.import_ else _served if is_url(cfg.teacher) else _taught)(cfg, engine)
     size = done["bytes"] / done["tokens"]
     engine.print(f"wrote {cfg.out}: {done['tokens']} tokens of {done['rows']} texts, {size:.1f} bytes per token")
