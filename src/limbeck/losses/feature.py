@@ -19,6 +19,12 @@ def hidden_mse(student: Tensor, teacher: Tensor) -> Tensor:
     return (upcast(student) - upcast(teacher)).square().mean(-1)
 
 
+def hidden_sse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum of squared differences over the width d, so it grows with d (2210.02871, released code)."""
+    _check(student, teacher)
+    return (upcast(student) - upcast(teacher)).square().sum(-1)
+
+
 def hidden_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """1 - cos(student, teacher), in [0, 2] (DistilBERT, 1910.01108); 1, without gradient, for a zero vector."""
     _check(student, teacher)

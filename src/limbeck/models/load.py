@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from limbeck.core.check import LimbeckError, first_line, require
 
-Kind = Literal["base", "masked", "causal", "language", "saved"]
+Kind = Literal["base", "masked", "causal", "language", "pretraining", "saved"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 AUTO = {
     "base": "AutoModel",
     "masked": "AutoModelForMaskedLM",
     "causal": "AutoModelForCausalLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
+    "pretraining": "AutoModelForPreTraining",
 }
 EMBEDDED = "limbeck:"  # "limbeck:<folder>" names a model that ships inside the package
 PLAIN: dict[str, Any] = {"trust_remote_code": False}  # None, the default of transformers, asks on the terminal
@@ -43,7 +44,8 @@ def load_model(
     """The model that ``name`` stands for (see ``place``), in eval mode, and its tokenizer.
 
     ``kind``: "base" (no head), "masked" or "causal" language model, "language" (causal or encoder-decoder, as its
-    configuration says) or "saved" (of the class that it was saved as). ``dtype`` "auto": the precision it was saved in.
+    configuration says), "pretraining" (with the head that it was first trained with) or "saved" (of the class that it
+    was saved as). ``dtype`` "auto": the precision it was saved in.
     ``settings`` go to ``from_pretrained`` (see ``models.placement.held``).
 
     Raises ``LimbeckError`` if there is no such model, if its files are broken, or if they lack weights, which would

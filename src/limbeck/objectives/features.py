@@ -11,11 +11,15 @@ from limbeck.core.check import one_of
 from limbeck.core.signals import Signals, chosen
 from limbeck.core.stage import Objective
 from limbeck.core.terms import Clock, Terms, per
-from limbeck.losses.feature import hidden_cosine, hidden_mse
+from limbeck.losses.feature import hidden_cosine, hidden_mse, hidden_sse
 from limbeck.objectives.named import named, unit
 from limbeck.objectives.relations import layer_of
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": hidden_mse, "cosine": hidden_cosine}
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": hidden_mse,
+    "sse": hidden_sse,
+    "cosine": hidden_cosine,
+}
 LAST = {-1: -1}
 
 
@@ -27,9 +31,10 @@ def hidden(
 ) -> Objective:
     """Distance of hidden states, averaged over the true entries of ``batch[on]`` and over the pairs of layers.
 
-    ``kind``: "mse" or "cosine" (1 - cos). ``layers`` maps student to teacher layers as the sources recorded them
-    (negative numbers count from the last recorded one; by default the last of both). ``projection`` takes the student's
-    states to the teacher's width; it learns only if ``Stage.train`` names it. Term: ``hidden``.
+    ``kind``: "mse", "sse" (summed over the width) or "cosine" (1 - cos). ``layers`` maps student to teacher layers as
+    the sources recorded them (negative numbers count from the last recorded one; by default the last of both).
+    ``projection`` takes the student's states to the teacher's width; it learns only if ``Stage.train`` names it.
+    Term: ``hidden``.
     """
     distance = DISTANCES[one_of(kind, DISTANCES, "hidden: kind")]
     pairs = dict(layers or LAST)
