@@ -11,7 +11,10 @@ Departures: features are standardised and targets centred. Networks decay their 
             validates on the test set. The successor for Gaussian processes is not here.
 Checked:    released notebook to 1e-10: predictions, shrinkage and limits at constant weights, its losses; per-step
             weights, greedy best weights; the released loss of networks without its penalty.
-Claim:      none measured yet.
+Claim:      claims/ground_truth_self_distillation.py, confirmed on a noisy sine and on MNIST with wrong labels: without
+            the truth the error turns up after its least, with alpha 0.35 it stays within 8 % of it for ever. Networks
+            with the estimated weight are a point above training on the truth again, in each of three seeds; seeds
+            differ by more than that.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def text_task(cfg: Any) -> Task:
         of_texts(cfg.feature),
         words(texts, cfg.seed),
         lambda: batches(_known(rows), batch=cfg.batch, seed=cfg.seed),
-        _in_turn(batches(rows.test, batch=1)),
+        in_turn(batches(rows.test, batch=1)),
         _first(words([text for row in rows.test for text in row[:2] if text], 0)),
         lambda body: headed(body.base_model, names).to(next(body.parameters()).device),
         model_source,
@@ -137,7 +137,7 @@ def image_task(cfg: Any) -> Task:
         of_images(model),
         batches(rows.train, cfg.batch, count),
         lambda: batches(_known(rows), cfg.batch),
-        _in_turn(batches(rows.test, 1)),
+        in_turn(batches(rows.test, 1)),
         _first(batches(rows.test, cfg.batch, count)),
         lambda body: image_classifier(body, names),
         ImageSource,
@@ -165,7 +165,7 @@ def _known(rows: Rows) -> list[Row]:
     return [row for row in rows.train if row.label is not None]
 
 
-def _in_turn(stream: Batches, size: int = 64) -> list[Batch]:
+def in_turn(stream: Batches, size: int = 64) -> list[Batch]:
     """All rows of ``stream`` once, in their order."""
     rows = [stream.rows[number] for number in range(stream.size or 0)]
     rng = np.random.default_rng(0)
