@@ -1,9 +1,10 @@
 """Further pre-training with and without self-distillation, and none, on small sets of utterances.
 
-A BERT of two layers that has read WikiText-2; 500 utterances of 50 intents of CLINC150, drawn anew for each seed, which
-are both what is read further and what is learned from. Compared at equal steps of further pre-training: S steps, 2 S
-steps, and S steps for the teacher and S for the student. Everything is fine-tuned alike, from the same new head, and
-judged on the intents' 1,500 test utterances. Rates come from seed 100, which is not reported.
+A BERT of two layers that has read the utterances of 130 intents of CLINC150. The task: the other 20 intents, of each
+ten utterances, drawn anew for each seed; they are both what is read further and what is learned from. Compared at equal
+steps of further pre-training: S steps, 2 S steps, and S steps for the teacher and S for the student. Everything is
+fine-tuned alike, from the same new head, and judged on the intents' 600 test utterances. Settings come from seed 100,
+which is not reported.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from limbeck.models.classifiers import headed
 from limbeck.sources.model import model_source
 
 SETTING: dict[str, Any] = {
-    "data": "wikitext2, clinc150",
+    "data": "clinc150",
     "vocabulary": 2000,
-    "length": 24,
+    "length": 16,
     "model": {"layers": 2, "width": 64, "steps": 600, "lr": 2e-3},
-    "intents": 50,
+    "intents": 20,
     "utterances": 10,
     "further": {"steps": 150, "lr": 1e-3},
-    "fine-tuning": {"steps": 200, "lr": 1e-3},
+    "fine-tuning": {"steps": 250, "lr": 2e-3},
 }
 CPU = torch.device("cpu")
 
@@ -61,11 +62,16 @@ def general(texts: list[str], tokenizer: Any) -> nn.Module:
     return model
 
 
-def task_of(utterances: dict[str, list[list[str]]], model: nn.Module, tokenizer: Any, seed: int) -> Task:
-    """Ten utterances of each of fifty intents, and all of theirs that are for tests."""
-    rng, length = np.random.default_rng(seed), SETTING["length"]
+def intents(utterances: dict[str, list[list[str]]]) -> list[str]:
+    """Those of the task, the same for all seeds."""
     every = sorted({label for _, label in utterances["train"]})
-    names = sorted(every[i] for i in rng.permutation(len(every))[: SETTING["intents"]])
+    return sorted(every[i] for i in np.random.default_rng(0).permutation(len(every))[: SETTING["intents"]])
+
+
+def task_of(utterances: dict[str, list[list[str]]], model: nn.Module, tokenizer: Any, seed: int) -> Task:
+    """Some utterances of each intent of the task, and all of theirs that are for tests."""
+    rng, length = np.random.default_rng(seed), SETTING["length"]
+    names = intents(utterances)
     rows = []
     for name in names:
         mine = [text for text, label in utterances["train"] if label == name]
@@ -79,7 +85,7 @@ def task_of(utterances: dict[str, list[list[str]]], model: nn.Module, tokenizer:
         mlm_batches(texts, tokenizer, length, 32, seed),
         lambda: labelled_batches(rows, names, tokenizer, length, 32, seed),
         in_turn(labelled_batches(test, names, tokenizer, length, 1)),
-        mlm_batches(unseen, tokenizer, length, 50, 0).take(30),
+        mlm_batches(unseen, tokenizer, length, 50, 0).take(12),
         lambda body: headed(body.base_model, names),
         model_source,
         {"train": len(rows), "test": len(test)},
@@ -105,7 +111,7 @@ def mlm_batches_of(task: Task, seed: int) -> Any:
 
 def measured(name: str, models: dict[str, Any], task: Task, seed: int) -> dict[str, Any]:
     found = masked_measures(models[name], models, task, CPU)
-    seen = masked_measures(models[name], models, task._replace(unseen=mlm_batches_of(task, seed).take(15)), CPU)
+    seen = masked_measures(models[name], models, task._replace(unseen=mlm_batches_of(task, seed).take(6)), CPU)
     torch.manual_seed(seed)
     classifier, cfg = task.classifier(models[name]), Config(seed=seed, lr=SETTING["fine-tuning"]["lr"])
     fine_tune("finetune", classifier, task.labelled(), SETTING["fine-tuning"]["steps"], replace(cfg, warmup=0.05))
@@ -144,10 +150,11 @@ def checks(rows: list[dict[str, Any]], means: dict[str, Any]) -> list[dict[str, 
 
 def main() -> None:
     args = arguments(__doc__)
-    wiki, clinc = needed(args.data, "wikitext2/valid.txt", "clinc150/data_full.json")
-    texts = [line for line in wiki.read_text(encoding="utf-8").splitlines() if len(line) > 40]
-    utterances = json.loads(clinc.read_text(encoding="utf-8"))
-    tokenizer = wordpiece([*texts, *(text for text, _ in utterances["train"])], SETTING["vocabulary"])
+    (path,) = needed(args.data, "clinc150/data_full.json")
+    utterances = json.loads(path.read_text(encoding="utf-8"))
+    mine = set(intents(utterances))
+    texts = [text for text, label in utterances["train"] if label not in mine]
+    tokenizer = wordpiece(texts, SETTING["vocabulary"])
     model, rows = general(texts, tokenizer), []
     for seed in range(args.seeds):
         task = task_of(utterances, deepcopy(model), tokenizer, seed)
@@ -156,7 +163,7 @@ def main() -> None:
         print(*rows[-4:], sep="\n", flush=True)
     means = summary(rows)
     found = checks(rows, means)
-    result = {"claim": "a model that further pre-trained itself is the better teacher than starting point"}
+    result = {"claim": "a further pre-trained model is better as a teacher than as a starting point"}
     result |= {"setting": SETTING, "rows": rows, "summary": means, "checks": found, "verdict": verdict(found)}
     write_result(args.out, "further_pretraining", result)
 

@@ -23,7 +23,7 @@ from limbeck.core.batch import IGNORE
 from limbeck.core.stage import freeze
 from limbeck.core.terms import Clock
 from limbeck.methods.encoders import further_pretraining as method
-from limbeck.methods.encoders.further_pretraining import Config, main
+from limbeck.methods.encoders.further_pretraining import Config, main, rated
 from limbeck.methods.encoders.further_tasks import of_images, of_texts
 
 
@@ -80,7 +80,7 @@ def test_the_student_starts_from_the_first_weights_and_not_from_the_teachers(kin
             features = [voices.whole(one)(stream[0]).pooled for one in (model, stage.frozen["teacher"])]
             apart = (features[0] - features[1]).square().sum()
             torch.testing.assert_close(terms["feature"].sum, apart)
-            seen.append((float(apart), terms["feature"].weight))
+            seen.append((float(apart.detach()), terms["feature"].weight))
             return fit(stage, *rest)
         return fit(stage, *rest)
 
@@ -161,6 +161,12 @@ def test_without_fine_tuning_the_model_itself_is_written(tmp_path):
     assert not (out / "encoder").exists()
 
 
+def test_rates_are_the_papers_for_models_of_the_user_and_higher_for_small_ones():
+    assert (rated(Config()).lr, rated(Config()).finetune_lr) == (1e-3, 1e-3)
+    own = rated(Config(model="x", finetune_lr=2e-5))
+    assert (own.lr, own.finetune_lr) == (1.5e-4, 2e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -169,6 +175,7 @@ def test_without_fine_tuning_the_model_itself_is_written(tmp_path):
         (["--mask", "1.5"], "--mask 1.5: expected a share of the patches between 0 and 1"),
         (["--mask", "0.99"], "hides all of an image's 16 patches"),
         (["--rounds", "0"], "--rounds 0: expected a whole number of at least 1"),
+        (["--finetune-lr", "0"], "--finetune-lr 0.0: expected a learning rate above 0"),
         (["--weight", "-1"], "--weight -1.0: expected a weight of at least 0"),
         (["--data", "none.jsonl"], "none.jsonl: no such file or folder"),
         (["--corpus", "x.txt"], "--corpus: texts are no help with images"),

@@ -42,6 +42,7 @@ from limbeck.sources.model import Pooled
 
 Rival = Literal["initial", "further"]
 TAUGHT = "self-distilled"
+RATES, SMALL_RATE = {"lr": 1.5e-4, "finetune_lr": 1e-4}, 1e-3
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Config(Run):
     mask: float | None = None
     """Share of what is hidden; released code: 0.75 of the patches; of words 0.15, as in BERT."""
     pretrain_steps: int = 400
-    """Optimizer steps in which the ViT-MAE of --data digits reads the digits 0 to 6; ours."""
+    """Optimizer steps, at a rate of 2e-3, in which the ViT-MAE of --data digits reads the digits 0 to 6; ours."""
     steps: int = 150
     """Optimizer steps of further pre-training, and again of self-distillation; released scripts: 20,000."""
     finetune_steps: int = 100
@@ -81,10 +82,12 @@ class Config(Run):
     """Rows per batch; released scripts: 64, in fine-tuning 32."""
     length: int = 64
     """Tokens per text; 64 suit the atlas."""
-    lr: float = 3e-4
-    """Learning rate of pre-training, linear decay; released scripts: 1.5e-4."""
-    finetune_lr: float = 3e-4
-    """Learning rate of fine-tuning, linear decay; released scripts: 1e-4."""
+    lr: float | None = None
+    """Learning rate of pre-training, linear decay; by default that of the released scripts, 1.5e-4, and 1e-3 for the
+    models that limbeck brings."""
+    finetune_lr: float | None = None
+    """Learning rate of fine-tuning, linear decay; by default that of the released scripts, 1e-4, and 1e-3 for the
+    models that limbeck brings."""
     warmup: float = 0.05
     """Share of the steps of fine-tuning that warm up; released scripts: 500 of 10,000. Pre-training has none."""
     weight_decay: float = 0.01
@@ -156,6 +159,7 @@ def main(cfg: Config) -> Path:
     """Adapt ``cfg.model`` to ``cfg.data`` and fine-tune it; writes the classifier and the report to ``cfg.out``."""
     require(cfg.rounds >= 1, f"--rounds {cfg.rounds}: expected a whole number of at least 1")
     require(cfg.weight >= 0, f"--weight {cfg.weight}: expected a weight of at least 0")
+    cfg = rated(cfg)
     seed_all(cfg.seed)
     task = task_of(cfg)
     run = begin(cfg, "further_pretraining")
@@ -184,6 +188,15 @@ def main(cfg: Config) -> Path:
     return run.finish(classifier, task.reader, metrics, [_table(found, task)], cfg.model)
 
 
+def rated(cfg: Config) -> Config:
+    """``cfg`` with its learning rates, those of small models if it names none."""
+    rates = RATES if cfg.model else dict.fromkeys(RATES, SMALL_RATE)
+    given = {name: getattr(cfg, name) for name in RATES if getattr(cfg, name) is not None}
+    for name, rate in given.items():
+        require(0 < rate < float("inf"), f"--{name.replace('_', '-')} {rate}: expected a learning rate above 0")
+    return replace(cfg, **{**rates, **given})
+
+
 def masked_measures(model: Any, models: dict[str, Any], task: Task, device: torch.device) -> dict[str, Cell]:
     """Masked loss and distance to the teacher's features on held-out rows, and how far the encoder's weights moved."""
     model, teacher, first = (one.to(device).eval() for one in (model, models["further"], models["initial"]))
@@ -206,7 +219,7 @@ def _stage(name: str, step: Any, model: nn.Module, stream: Iterable[Batch], step
         train={"model": model},
         stream=stream,
         steps=steps,
-        optim=Optim(cfg.lr, "linear", betas=(0.9, 0.95), weight_decay=cfg.weight_decay),
+        optim=Optim(cfg.lr or RATES["lr"], "linear", betas=(0.9, 0.95), weight_decay=cfg.weight_decay),
         accumulate=cfg.accumulate,
         seed=cfg.seed,
         save_every=cfg.save_every,
