@@ -162,7 +162,7 @@ def test_without_fine_tuning_the_model_itself_is_written(tmp_path):
 
 
 def test_rates_are_the_papers_for_models_of_the_user_and_higher_for_small_ones():
-    assert (rated(Config()).lr, rated(Config()).finetune_lr) == (1e-3, 1e-3)
+    assert (rated(Config()).lr, rated(Config()).finetune_lr) == (1e-3, 2e-3)
     own = rated(Config(model="x", finetune_lr=2e-5))
     assert (own.lr, own.finetune_lr) == (1.5e-4, 2e-5)
 

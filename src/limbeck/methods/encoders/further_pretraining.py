@@ -42,7 +42,8 @@ from limbeck.sources.model import Pooled
 
 Rival = Literal["initial", "further"]
 TAUGHT = "self-distilled"
-RATES, SMALL_RATE = {"lr": 1.5e-4, "finetune_lr": 1e-4}, 1e-3
+RATES = {"lr": 1.5e-4, "finetune_lr": 1e-4}
+SMALL = {"lr": 1e-3, "finetune_lr": 2e-3}
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ class Config(Run):
     """The feature of a text: cls, the first token's last state, or mean. Of an image, always cls; released code."""
     mask: float | None = None
     """Share of what is hidden; released code: 0.75 of the patches; of words 0.15, as in BERT."""
-    pretrain_steps: int = 400
+    pretrain_steps: int = 800
     """Optimizer steps, at a rate of 2e-3, in which the ViT-MAE of --data digits reads the digits 0 to 6; ours."""
     steps: int = 150
     """Optimizer steps of further pre-training, and again of self-distillation; released scripts: 20,000."""
-    finetune_steps: int = 100
+    finetune_steps: int = 150
     """Optimizer steps of fine-tuning; released scripts: 10,000. 0: none."""
     batch: int = 32
     """Rows per batch; released scripts: 64, in fine-tuning 32."""
@@ -86,7 +87,7 @@ class Config(Run):
     """Learning rate of pre-training, linear decay; by default that of the released scripts, 1.5e-4, and 1e-3 for the
     models that limbeck brings."""
     finetune_lr: float | None = None
-    """Learning rate of fine-tuning, linear decay; by default that of the released scripts, 1e-4, and 1e-3 for the
+    """Learning rate of fine-tuning, linear decay; by default that of the released scripts, 1e-4, and 2e-3 for the
     models that limbeck brings."""
     warmup: float = 0.05
     """Share of the steps of fine-tuning that warm up; released scripts: 500 of 10,000. Pre-training has none."""
@@ -190,7 +191,7 @@ def main(cfg: Config) -> Path:
 
 def rated(cfg: Config) -> Config:
     """``cfg`` with its learning rates, those of small models if it names none."""
-    rates = RATES if cfg.model else dict.fromkeys(RATES, SMALL_RATE)
+    rates = RATES if cfg.model else SMALL
     given = {name: getattr(cfg, name) for name in RATES if getattr(cfg, name) is not None}
     for name, rate in given.items():
         require(0 < rate < float("inf"), f"--{name.replace('_', '-')} {rate}: expected a learning rate above 0")
