@@ -22,7 +22,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from limbeck.data.labelled import Row, labelled_batches
 from limbeck.data.stream import mlm_batches
-from limbeck.methods.encoders.distiller import fine_tune
+from limbeck.methods.encoders.classification import fine_tune
 from limbeck.methods.encoders.further_pretraining import (
     Config,
     accuracy,

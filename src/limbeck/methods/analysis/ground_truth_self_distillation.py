@@ -34,7 +34,7 @@ from limbeck.core.check import require
 from limbeck.core.fit import fit
 from limbeck.core.save import save_tensors
 from limbeck.core.signals import Signals, Source
-from limbeck.core.stage import Objective, Optim, Stage, distill_step
+from limbeck.core.stage import Objective, Optim, Stage, distill_step, stage_settings
 from limbeck.core.terms import Clock, Terms, per
 from limbeck.data.table import (
     Predicted,
@@ -278,8 +278,6 @@ def _stage(
         stream=stream,
         steps=cfg.steps,
         optim=Optim(cfg.lr, "constant", weight_decay=cfg.weight_decay),
-        accumulate=cfg.accumulate,
         frozen={} if teacher is None else {"teacher": teacher},
-        seed=cfg.seed,
-        save_every=cfg.save_every,
+        **stage_settings(cfg),
     )

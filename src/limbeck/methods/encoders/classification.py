@@ -22,7 +22,7 @@ from limbeck.analyses.measure import measure
 from limbeck.atlas.topics import topics
 from limbeck.core.batch import Batch, to_device
 from limbeck.core.fit import fit
-from limbeck.core.signals import Signals
+from limbeck.core.signals import Signals, Source
 from limbeck.core.stage import Optim, Stage, distill_step, freeze, stage_settings
 from limbeck.data.labelled import Row, Rows, classes_in, labelled_batches, part, read_labelled
 from limbeck.data.stream import Batches
@@ -115,9 +115,13 @@ def fine_tune(
     cfg: Any,
     out: Path | None = None,
     engine: Any = None,
+    says: Callable[[Any], Source] = model_source,
 ) -> dict[str, float]:
-    """Train the classifier ``model`` in place on the labels of ``stream``, as the stage ``name``, at ``cfg``'s rate."""
-    step = distill_step(model_source(model), lambda batch: Signals(), classes())
+    """Train the classifier ``model`` in place on the labels of ``stream``, as the stage ``name``, at ``cfg``'s rate.
+
+    ``says`` makes it a source.
+    """
+    step = distill_step(says(model), lambda batch: Signals(), classes())
     return fit(Stage(name, step, {"model": model}, stream, steps, decaying(cfg), **stage_settings(cfg)), out, engine)
 
 

@@ -30,8 +30,8 @@ from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import require
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals
-from limbeck.core.stage import Objective, Optim, Stage, distill_step, freeze
-from limbeck.methods.encoders.distiller import fine_tune
+from limbeck.core.stage import Objective, Optim, Stage, distill_step, freeze, stage_settings
+from limbeck.methods.encoders.classification import fine_tune
 from limbeck.methods.encoders.further_tasks import Task, Voices, task_of
 from limbeck.objectives.classes import verdicts
 from limbeck.objectives.features import pooled
@@ -221,9 +221,7 @@ def _stage(name: str, step: Any, model: nn.Module, stream: Iterable[Batch], step
         stream=stream,
         steps=steps,
         optim=Optim(cfg.lr or RATES["lr"], "linear", betas=(0.9, 0.95), weight_decay=cfg.weight_decay),
-        accumulate=cfg.accumulate,
-        seed=cfg.seed,
-        save_every=cfg.save_every,
+        **stage_settings(cfg),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,11 +15,10 @@ from limbeck.core.check import require
 from limbeck.core.signals import Source
 from limbeck.core.stage import Objective
 from limbeck.data.images import Look, Picture, holds_images, image_batches, look_of, read_images
-from limbeck.data.labelled import Row, Rows, classes_in, keep_labels, labelled_batches, part
+from limbeck.data.labelled import Row, Rows, classes_in, labelled_batches, part, with_labels
 from limbeck.data.read import read_text
 from limbeck.data.stream import Batches, mlm_batches
-from limbeck.methods.encoders.distiller import ATLAS
-from limbeck.methods.encoders.well_read_students import task as text_rows
+from limbeck.methods.encoders.classification import ATLAS, task
 from limbeck.models.classifiers import headed
 from limbeck.models.images import image_classifier, load_autoencoder, new_autoencoder
 from limbeck.models.load import load_model, place
@@ -89,7 +87,8 @@ def task_of(cfg: Any) -> Task:
 
 def text_task(cfg: Any) -> Task:
     """Rows of texts, the user's or the atlas's."""
-    rows = text_rows(replace(cfg, data=None) if cfg.data == TOPICS else cfg, 60)
+    rows = task(None if cfg.data == TOPICS else cfg.data, cfg.seed)
+    rows = with_labels(rows, 60 if cfg.data == TOPICS and cfg.labels is None else cfg.labels)
     model, tokenizer = load_model(cfg.model or ATLAS, "masked")
     names = classes_in(rows.train)
     texts = [text for row in rows.train for text in row[:2] if text]
@@ -157,7 +156,7 @@ def _parted(pictures: list[Picture], cfg: Any) -> Rows:
     """Rows whose text is the picture's number. Of the atlas's digits all but 60 judge."""
     rows = [Row(str(number), label=picture.label) for number, picture in enumerate(pictures)]
     if cfg.data != DIGITS:
-        return keep_labels(part(rows, seed=cfg.seed), cfg.labels)
+        return with_labels(part(rows, seed=cfg.seed), cfg.labels)
     return part(rows, share=1 - (cfg.labels or 60) / len(rows), seed=cfg.seed)
 
 
