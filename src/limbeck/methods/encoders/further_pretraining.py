@@ -11,7 +11,9 @@ Departures: for texts, which the released code does not cover, the feature is th
             rates are sized for the atlas.
 Checked:    released code: features of a whole image and their gradients, the distance between them (a sum over the
             width), the loss of hidden patches. The teacher is away from the student at the first step.
-Claim:      none measured yet.
+Claim:      claims/further_pretraining.py, on 200 utterances of CLINC150: it does not hold. Self-distillation halves the
+            gap between unseen and read text, and is far above no further pre-training, but in accuracy it is level with
+            S steps without it and below as many steps in all; the weights move no less than the teacher's.
 """
 
 from __future__ import annotations
