@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from limbeck.analyses import kernel_ridge
 from limbeck.analyses.kernel_ridge import KernelRidge, mixing_weight, rbf
 from limbeck.core.check import LimbeckError
 
@@ -122,6 +123,14 @@ def test_a_weight_that_makes_no_difference_is_marked():
     same = torch.ones(4)
     assert mixing_weight(same, same, torch.zeros(4)) == (1.0, True)
     assert mixing_weight(2 * same, same, 1.75 * same) == (0.75, False)
+
+
+def test_a_kernel_that_is_computed_in_parts_is_the_same(monkeypatch):
+    points, others, _ = toy()
+    whole = rbf(points, others, 0.3)
+    monkeypatch.setattr(kernel_ridge, "AT_ONCE", 50)
+    assert torch.equal(rbf(points, others, 0.3), whole)
+    assert whole[2, 3] == pytest.approx(float(torch.exp(-0.3 * (points[2] - others[3]).square().sum())))
 
 
 def test_nearly_singular_kernels_stay_finite():

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from limbeck.core.check import require
 
+AT_ONCE = 2**23  # numbers in memory at a time while distances are computed
 SAME = 1e-24  # squared distance, relative to the predictions', below which two predictions are one
 
 
@@ -158,8 +159,11 @@ def mixing_weight(truthful: Tensor, imitating: Tensor, truth: Tensor) -> tuple[f
 def rbf(points: Tensor, others: Tensor, gamma: float) -> Tensor:
     """exp(-gamma |x - y|^2): ``points`` m f, ``others`` n f -> m n, float64."""
     require(0 < gamma < float("inf"), f"rbf: expected a gamma above 0, but got {gamma}")
-    apart = points.double()[:, None] - others.double()[None]  # not cdist, whose fast form loses digits nearby
-    return torch.exp(-gamma * apart.square().sum(-1))
+    points, others = points.double(), others.double()
+    rows = max(1, AT_ONCE // max(1, others.numel()))
+    # not cdist, whose fast form loses digits nearby
+    apart = [(part[:, None] - others[None]).square().sum(-1) for part in points.split(rows)]
+    return torch.exp(-gamma * torch.cat(apart))
 
 
 def _check(alphas: Sequence[float], free: bool) -> None:

@@ -152,6 +152,7 @@ def test_the_atlas_shows_that_without_the_truth_it_fades(tmp_path):
     [
         (["--alphas", "0.5", "1.5"], "--alpha 1.5: expected a weight of the truth from 0 to 1"),
         (["--alpha", "-1"], "--alpha -1.0: expected a weight"),
+        (["--rows", "1"], "--rows 1: expected 2 or more"),
         (["--fits", "0"], "--fits and --generations: expected at least 1"),
         (["--noise", "0.2", "--data", "DATA"], "makes labels wrong, but the target is a number"),
         (["--ridge", "0", "--data", "DATA"], "expected a ridge above 0"),

@@ -73,8 +73,9 @@ class Config(Run):
     """What turns texts into numbers (the mean of its last states): a folder or Hub id."""
     noise: float | None = None
     """Share of the training labels that are made wrong; by default 0.3 for the atlas, none for one's own data."""
-    rows: int = 300
-    """Rows to train on at most: the kernel's cost is their number cubed."""
+    rows: int | None = None
+    """Rows to train on at most: the kernel's cost is their number cubed. By default 300 of the atlas's and 2,000 of
+    one's own."""
     ridge: float = 0.2
     """The penalty lambda; paper's example: 0.2."""
     gamma: float | None = None
@@ -209,7 +210,9 @@ def sets_of(cfg: Config) -> list[Table]:
         found = parted(read_table(cfg.data, cfg.target, cfg.predict), seed=cfg.seed)
     noise = (0.3 if cfg.data is None else 0.0) if cfg.noise is None else cfg.noise
     require(not noise or found[0].classes, f"--noise {noise}: makes labels wrong, but the target is a number")
-    train = found[0].at(range(min(cfg.rows, len(found[0].truth))))
+    most = (300 if cfg.data is None else 2000) if cfg.rows is None else cfg.rows
+    require(most >= 2, f"--rows {most}: expected 2 or more")
+    train = found[0].at(range(min(most, len(found[0].truth))))
     train = train._replace(truth=relabelled(train.truth, noise, cfg.seed)) if noise else train
     whole = [train, *found[1:]]
     return standardised(whole if train.texts is None else _embedded(whole, cfg))
