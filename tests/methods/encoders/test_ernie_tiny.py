@@ -218,6 +218,7 @@ def test_general_distillation_serves_several_tasks(tmp_path, settings_of_user):
         ({"stages": ("general", "adaptive", "specific")}, "add enhanced, or give --jumps"),
         ({"stages": ("adaptve",)}, "did you mean 'adaptive'"),
         ({"stages": ()}, "--stages: expected at least one"),
+        ({"teacher_steps": 0}, "--teacher-steps 0: expected a whole number"),
         ({"adaptive_steps": 0}, "--adaptive-steps 0: expected a whole number"),
         ({"weight_soft": -1.0}, r"--weight-soft -1\.0: expected"),
         ({"weight_latent": 0.0, "weight_soft": 0.0, "weight_hard": 0.0}, "all weights are 0"),

@@ -3,13 +3,14 @@
 Paper:      Su et al., 2021, arXiv 2106.02241.
 Says:       distilling first in general and then on a task changes teacher, data and loss at once. Four stages that each
             change one of them lose less; the new one has the fine-tuned teacher speak about general text.
-Parts:      objectives (intermediate, layer_maps, relations, soft, classes) | data (stream, labelled) | students
+Parts:      objectives (latent, soft, classes) | data (stream, labelled, held) | models.classifiers | students.classifiers
 Needs:      an encoder and the same encoder fine-tuned (or it is fine-tuned first), general text, and rows of which some
             have a class. Signals: hidden, qkv; logits in the last stage. Batch: ids, mask; labels, labelled.
 Departures: no code was released and the paper's latent loss was not at hand: it is TinyBERT's (states, embeddings and
             attention scores), or MiniLM's relations. Each layer has a map of its own, without a bias (TinyBERT's code
             shares one with a bias). Padding counts nowhere, and attention is averaged per row, then over rows; with
-            unequal numbers of heads, scores are summed over heads. Steps and rates are sized for the atlas.
+            unequal numbers of heads, scores are summed over heads. Rows are not augmented; rows without a label may be
+            given. Steps and rates are sized for the atlas.
 Checked:    TinyBERT's released code: states, maps and scores of a BERT and its student, both losses, soft labels; where
             it errs (padding, the mean over classes), the formula.
 Claim:      none measured yet.
@@ -225,6 +226,7 @@ def steps_of(stage: str, cfg: Config) -> int:
 def main(cfg: Config) -> Path:
     """Take a student of ``cfg.teacher`` through the stages; writes it and its report to ``cfg.out``."""
     plan = {name: (*TABLE[name], steps_of(name, cfg)) for name in ordered(cfg.stages, cfg.jumps)}
+    steps_of("teacher", cfg)
     seed_all(cfg.seed)
     rows = task(cfg.data, cfg.seed)
     base, tuned = load_kin(cfg.teacher, cfg.tuned, classes_in(rows.train), cfg.teacher_dtype)
@@ -256,7 +258,8 @@ def main(cfg: Config) -> Path:
 
     said |= ernie_tiny(student, teachers, data, cfg, inner, run.stage_dir, engine, heard)
     if "specific" not in said:  # the head has learned nothing
-        save_tensors(run.out / PROJECTIONS, inner.links.state_dict())
+        if engine.is_main_process:
+            save_tensors(run.out / PROJECTIONS, inner.links.state_dict())
         return run.finish(student.base_model, tokenizer, {**said, "distance": found}, [_plan(plan, found)])
     after = judged(student, teacher, test, engine.device)
     measured = {"held_out": after, "before": before, "distance": found}
@@ -309,5 +312,5 @@ def _plan(plan: Mapping[str, tuple[Any, ...]], found: Mapping[str, Mapping[str, 
     if found is None:
         return Table("The stages: each changes one thing", columns, [(name, *row) for name, row in plan.items()])
     rows = [(name, *plan.get(name, ("", "", "", None)), *values.values()) for name, values in found.items()]
-    note = "The right columns are the latent loss on held-out rows after the stage."
+    note = "The right columns are the latent loss after the stage, on rows held out (of fewer than four batches, on all)."
     return Table("The stages: each changes one thing", [*columns, *found["start"]], rows, note)
