@@ -3,7 +3,7 @@
 Paper:      Su et al., 2021, arXiv 2106.02241.
 Says:       distilling first in general and then on a task changes teacher, data and loss at once. Four stages that each
             change one of them lose less; the new one has the fine-tuned teacher speak about general text.
-Parts:      objectives (latent, soft, classes) | data (stream, labelled, held) | models.classifiers | students.classifiers
+Parts:      objectives (latent, soft, classes) | data (stream, labelled, held) | models, students (classifiers)
 Needs:      an encoder and the same encoder fine-tuned (or it is fine-tuned first), general text, and rows of which some
             have a class. Signals: hidden, qkv; logits in the last stage. Batch: ids, mask; labels, labelled.
 Departures: no code was released and the paper's latent loss was not at hand: it is TinyBERT's (states, embeddings and
@@ -312,5 +312,5 @@ def _plan(plan: Mapping[str, tuple[Any, ...]], found: Mapping[str, Mapping[str, 
     if found is None:
         return Table("The stages: each changes one thing", columns, [(name, *row) for name, row in plan.items()])
     rows = [(name, *plan.get(name, ("", "", "", None)), *values.values()) for name, values in found.items()]
-    note = "The right columns are the latent loss after the stage, on rows held out (of fewer than four batches, on all)."
+    note = "Right columns: the latent loss after the stage, on held-out rows (of a corpus under four batches, on all)."
     return Table("The stages: each changes one thing", [*columns, *found["start"]], rows, note)
