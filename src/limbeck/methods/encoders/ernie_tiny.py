@@ -29,16 +29,16 @@ from torch import nn
 from limbeck.analyses.measure import measure
 from limbeck.atlas import corpora
 from limbeck.core.batch import Batch, to_device
-from limbeck.core.check import one_of, require
+from limbeck.core.check import in_order, one_of, require
 from limbeck.core.fit import fit
 from limbeck.core.save import load_tensors, save_tensors
-from limbeck.core.stage import Objective, Optim, Stage, Step, distill_step
+from limbeck.core.stage import Objective, Stage, Step, distill_step, stage_settings
 from limbeck.data.held import hold_out
 from limbeck.data.labelled import classes_in
 from limbeck.data.read import read_text
 from limbeck.data.stream import text_batches
 from limbeck.losses.divergence import soft_cross_entropy
-from limbeck.methods.encoders.distiller import ATLAS, JUDGED, fine_tune, judged, streams, task
+from limbeck.methods.encoders.classification import ATLAS, JUDGED, decaying, fine_tune, judged, streams, task
 from limbeck.models.classifiers import load_kin
 from limbeck.models.load import Dtype
 from limbeck.objectives.classes import classes
@@ -188,11 +188,9 @@ def ernie_tiny(
             train={"student": student, **maps},
             stream=data[now.data],
             steps=steps_of(name, cfg),
-            optim=Optim(cfg.lr, "linear", cfg.warmup, weight_decay=cfg.weight_decay),
-            accumulate=cfg.accumulate,
+            optim=decaying(cfg),
             frozen={"teacher": teachers[now.teacher]},
-            seed=cfg.seed,
-            save_every=cfg.save_every,
+            **stage_settings(cfg),
         )
         said[name] = {**now._asdict(), **fit(stage, out, engine)}
         heard(name)
@@ -201,10 +199,7 @@ def ernie_tiny(
 
 def ordered(stages: tuple[str, ...], jumps: bool = False) -> list[str]:
     """``stages`` in the paper's order; without ``jumps``, each changes one thing only."""
-    for name in stages:
-        one_of(name, TABLE, "--stages")
-    require(stages, f"--stages: expected at least one of {', '.join(TABLE)}")
-    chosen = [name for name in TABLE if name in stages]
+    chosen = in_order(stages, TABLE, "--stages")
     for one, other in pairwise(chosen):
         left_out = list(TABLE)[list(TABLE).index(one) + 1 : list(TABLE).index(other)]
         require(
