@@ -13,7 +13,8 @@ Departures: no code was released and the paper's latent loss was not at hand: it
             given. Steps and rates are sized for the atlas.
 Checked:    TinyBERT's released code: states, maps and scores of a BERT and its student, both losses, soft labels; where
             it errs (padding, the mean over classes), the formula.
-Claim:      none measured yet.
+Claim:      claims/ernie_tiny.py, at equal total steps: better than without either stage in between; nearer to the
+            teacher's answers than two stages, but no more accurate.
 """
 
 from __future__ import annotations
