@@ -11,7 +11,14 @@ from transformers import BertForMaskedLM
 
 from limbeck.core.batch import IGNORE, Batch
 from limbeck.core.stage import Stage
-from limbeck.methods.encoders import classification, distiller, exit_retrieval, modular_encoder, well_read_students
+from limbeck.methods.encoders import (
+    classification,
+    distiller,
+    ernie_tiny,
+    exit_retrieval,
+    modular_encoder,
+    well_read_students,
+)
 from limbeck.students.exit_vectors import ExitVectors
 from limbeck.students.exits import MultiExit
 
@@ -42,6 +49,18 @@ def fine_tune_stage(seed: int) -> Stage:
     stream = classifiers.labelled(seed)
     (stage,) = stages_of(classification, lambda: classification.fine_tune("tune", student, stream, 8, cfg))
     return stage
+
+
+def ernie_stages(seed: int, **settings: Any) -> list[Stage]:
+    """All four; frozen ``teacher`` and ``stream`` are the same objects where the stages share them."""
+    torch.manual_seed(seed)
+    student = classifiers.bert(width=8, layers=2, seed=seed + 2)
+    teachers = {"pre-trained": classifiers.bert(seed=seed), "fine-tuned": classifiers.bert(seed=seed + 1)}
+    rows = classifiers.labelled(seed)
+    data = {"task": rows, "general": [{name: batch[name] for name in ("ids", "mask")} for batch in rows]}
+    few = {f"{name}_steps": 8 for name in ("general", "enhanced", "adaptive")} | {"steps": 8}
+    cfg = ernie_tiny.Config(seed=seed, warmup=0.0, **few, **settings)
+    return stages_of(ernie_tiny, lambda: ernie_tiny.ernie_tiny(student, teachers, data, cfg))
 
 
 def exits_stage(seed: int) -> Stage:

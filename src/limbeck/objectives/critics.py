@@ -28,9 +28,9 @@ def mlp_critic(student: int, teacher: int, hidden: int = 512, out: int = 64) -> 
     return Critic(_mlp(student, hidden, out), _mlp(teacher, hidden, out), _mlp(teacher, hidden, 1))
 
 
-def projection(student: int, teacher: int) -> nn.Module:
+def projection(student: int, teacher: int, bias: bool = True) -> nn.Module:
     """A linear map to the teacher's width; nothing where the widths are equal."""
-    return nn.Identity() if student == teacher else nn.Linear(student, teacher)
+    return nn.Identity() if student == teacher else nn.Linear(student, teacher, bias)
 
 
 def pair_name(pair: Sequence[int]) -> str:
