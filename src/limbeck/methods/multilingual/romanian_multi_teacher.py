@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from limbeck.analyses.doctor import doctor, joined
 from limbeck.analyses.loyalty import Loyalty
 from limbeck.atlas import corpora
 from limbeck.core.batch import Batch
@@ -37,6 +38,7 @@ from limbeck.data.read import read_text
 from limbeck.data.stream import mlm_batches
 from limbeck.models.load import Dtype, load_model
 from limbeck.models.tokenizers import check_same_tokenizer
+from limbeck.objectives.across import pieces
 from limbeck.objectives.features import hidden
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import over_members, weighted
@@ -138,13 +140,10 @@ def masked_loyalty(
     """Label and probability loyalty on masked tokens, to each of ``teachers`` and their mean, beside all accuracies."""
     meter = Loyalty(weights)
     for batch in batches:
-        targets = batch["targets"][batch["answer"]].cpu()
-        said = {
-            name: source(batch).logits_at(batch["answer"]).cpu() for name, source in {"": student, **teachers}.items()
-        }
-        for part in torch.arange(len(targets)).split(AT_ONCE):
-            each = {name: logits[part].double().softmax(-1) for name, logits in said.items()}
-            meter.add(each.pop(""), each, targets[part])
+        said = {name: source(batch) for name, source in {"": student, **teachers}.items()}
+        for part in pieces(batch["answer"], AT_ONCE):
+            each = {name: signals.logits_at(part).cpu().double().softmax(-1) for name, signals in said.items()}
+            meter.add(each.pop(""), each, batch["targets"][part].cpu())
     return meter.result()
 
 
@@ -177,6 +176,12 @@ def main(cfg: Config) -> Path:
     device = run.accelerator.device
     says = {name: model_source(teacher.to(device)) for name, teacher in teachers.items()}
     asked = (model_source(student.to(device)), says, split.on(device), cfg.weights or None)
+    run.heed(
+        joined(
+            doctor(asked[0], said, tokenizer, loaded[name][1], split.on(device), teacher_name=f"teacher {name}")
+            for name, said in says.items()
+        )
+    )
     before = masked_loyalty(*asked)
     said = romanian_multi_teacher(student, list(teachers.values()), split.stream, cfg, run.stage_dir, run.accelerator)
     after = masked_loyalty(*asked)
