@@ -72,9 +72,6 @@ def check_length(length: int, **models: Any) -> None:
     """Raise if rows of ``length`` tokens are longer than one of ``models``, by name, can read."""
     for name, model in models.items():
         most = positions(model)
-        table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-        if most is not None and (unused := getattr(table, "padding_idx", None)) is not None:
-            most -= unused + 1  # RoBERTa counts from behind the padding's place
         require(most is None or length <= most, f"--length {length}: the {name} reads {most} tokens at most")
 
 
