@@ -1,11 +1,16 @@
 """Pipelines proposed from past runs."""
 
 import json
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import tiny_classifiers as classifiers
+import torch
+from transformers import BertForSequenceClassification
 
+from limbeck.arguments import read_config
 from limbeck.core.check import LimbeckError
 from limbeck.data.describe import describe
 from limbeck.data.labelled import Row, read_labelled
@@ -57,24 +62,71 @@ def test_data_in_numbers():
     assert sum(value for name, value in told.items() if name.startswith("sketch")) == pytest.approx(1)
 
 
-def test_the_command_after_real_runs(tmp_path):
-    teacher, data = classifiers.write_encoder(tmp_path / "bert"), classifiers.write_rows(tmp_path / "rows.jsonl")
-    few = {"teacher": teacher, "data": data, "teacher_steps": 1, "steps": 1, "batch": 4, "length": 8}
-    out = distiller.main(distiller.Config(tmp_path / "runs" / "real", loss="mse", **few))
-    (one,) = past_runs(tmp_path / "runs")
-    assert one.settings["loss"] == "mse"
-    assert set(one.data) == set(describe(read_labelled(data)))
-    with pytest.raises(LimbeckError, match="only 1 finished runs"):
-        main(Config(tmp_path / "auto", runs=tmp_path / "runs", data=data))
-    assert not (tmp_path / "auto").exists()
-    for number in range(4):
-        copy = tmp_path / "runs" / f"copy{number}"
-        copy.mkdir()
-        for name in ("run.json", "metrics.json"):
-            (copy / name).write_text((out / name).read_text())
-    found = main(Config(tmp_path / "auto", runs=tmp_path / "runs", data=data, top=2))
-    assert len(json.loads((found / "metrics.json").read_text())["pipelines"]) == 2
-    from limbeck.arguments import read_config
+def tuned_teacher(folder, data):
+    """A classifier that has learned the rows of ``data``."""
+    rows, tokenizer, names = read_labelled(data), classifiers.tokenizer(), ["c0", "c1", "c2"]
+    torch.manual_seed(0)
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    model = BertForSequenceClassification(classifiers.config(width=32, layers=2, **labels))
+    optim = torch.optim.AdamW(model.parameters(), 3e-3)
+    ids = torch.tensor(tokenizer([row.text for row in rows])["input_ids"])
+    truth = torch.tensor([names.index(row.label) for row in rows])
+    for _ in range(40):
+        some = torch.randint(len(rows), (16,))
+        model(ids[some], labels=truth[some]).loss.backward()
+        optim.step()
+        optim.zero_grad()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
+
+def test_a_rule_that_real_runs_follow_is_found(tmp_path):
+    """The past runs by mse ruined their student with a rate far too high; those without a layer loss did it no harm."""
+    rows = [{"text": f"w{i % 3} w{3 + i % 22} w{i % 3}", "label": f"c{i % 3}"} for i in range(150)]
+    data, runs = str(tmp_path / "rows.jsonl"), tmp_path / "runs"
+    Path(data).write_text("\n".join(map(json.dumps, rows)))
+    teacher = tuned_teacher(tmp_path / "bert", data)
+    same = {"teacher": teacher, "student": teacher, "data": data, "steps": 2, "batch": 16, "length": 8}
+    for seed in range(3):
+        good, bad = (distiller.Config(runs / f"{kind}{seed}", seed=seed, **same) for kind in ("good", "bad"))
+        distiller.main(replace(good, loss="none", lr=1e-6, augment=("swap",) if seed == 1 else ()))
+        if seed < 2:
+            distiller.main(replace(bad, loss="mse", lr=1.0, mapping=("skip", "last")[seed]))
+    past = list(past_runs(runs))
+    kept = {loss: [run.kept for run in past if run.settings["loss"] == loss] for loss in ("none", "mse")}
+    assert [len(some) for some in kept.values()] == [3, 2]
+    assert min(kept["none"]) > max(kept["mse"]) + 0.1
+    assert set(past[0].data) == set(describe(read_labelled(data)))
+    found = main(Config(tmp_path / "auto", runs=runs, data=data, top=2))
+    proposed = json.loads((found / "metrics.json").read_text())["pipelines"]
+    assert len(proposed) == 2
+    for pipeline in proposed:
+        assert pipeline["loss"] != "mse"
+        assert "substitute" not in pipeline["augment"]  # needs a model of the data's language
+        assert max(kept["mse"]) < pipeline["predicted"] <= max(kept["none"])
     best = read_config(found / "best.json", distiller.Config, "distiller")
     assert best.data == data
+    for seed in range(2):
+        (runs / f"bad{seed}" / "metrics.json").unlink()
+    with pytest.raises(LimbeckError, match="only 3 finished runs"):
+        main(Config(tmp_path / "other", runs=runs, data=data))
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_command_makes_runs_of_its_own(tmp_path):
+    teacher, data = classifiers.write_encoder(tmp_path / "bert"), classifiers.write_rows(tmp_path / "rows.jsonl")
+    few = {"trials": 5, "steps": 1, "teacher_steps": 1, "batch": 8, "length": 8}
+    cfg = Config(tmp_path / "auto", teacher=teacher, data=data, **few)
+    out = main(cfg)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["runs"] == 5
+    assert len({json.dumps(run.settings) for run in past_runs(out)}) >= 5
+    assert 0 <= metrics["kept"]["first proposal, tried"] <= 2
+    best = read_config(out / "best.json", distiller.Config, "distiller")
+    assert best.teacher == str(out / "trials" / "teacher")
+    assert distiller.main(replace(best, out=tmp_path / "best", steps=1, batch=8, length=8)).exists()
+    assert main(cfg) == out
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    with pytest.raises(LimbeckError, match="--trials 4: expected 5 or more"):
+        main(replace(cfg, trials=4))
