@@ -60,6 +60,16 @@ def positions(lm: Any) -> int | None:
     return getattr(lm.config, "max_position_embeddings", None)
 
 
+def check_length(length: int, **models: Any) -> None:
+    """Raise if rows of ``length`` tokens are longer than one of ``models``, by name, can read."""
+    for name, model in models.items():
+        most = positions(model)
+        table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+        if most is not None and (unused := getattr(table, "padding_idx", None)) is not None:
+            most -= unused + 1  # RoBERTa counts from behind the padding's place
+        require(most is None or length <= most, f"--length {length}: the {name} reads {most} tokens at most")
+
+
 def table_height(lm: Any) -> int | None:
     """Rows of the input embeddings; None where there is no such table."""
     table = lm.get_input_embeddings() if hasattr(lm, "get_input_embeddings") else None

@@ -18,7 +18,7 @@ def job(tmp_path, **settings):
     config = tmp_path / "bert" / "config.json"
     named = json.loads(config.read_text()) | {"id2label": {"0": "c2", "1": "c0", "2": "c1"}}
     config.write_text(json.dumps(named | {"label2id": {"c2": 0, "c0": 1, "c1": 2}}))
-    cfg = distiller.Config(teacher=teacher, data=data, batch=4, length=8, **settings)
+    cfg = distiller.Config(teacher=teacher, data=data, batch=4, **{"length": 8, **settings})
     return job_of(cfg, task(data, 0)), cfg
 
 
@@ -47,6 +47,11 @@ def test_new_rows_are_learned_with_the_teachers_labels(tmp_path, monkeypatch):
     labels = [label for _, label, _ in seen[0].rows]
     assert len(labels) > len(made.rows.train)
     assert -100 not in labels[len(made.rows.train) :]
+
+
+def test_rows_longer_than_a_model_reads_are_refused(tmp_path):
+    with pytest.raises(LimbeckError, match="--length 25: the teacher reads 24 tokens at most"):
+        job(tmp_path, length=25)
 
 
 def test_labels_that_are_left():

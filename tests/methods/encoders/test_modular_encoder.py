@@ -159,6 +159,10 @@ def test_stages_one_at_a_time_are_both_at_once(tmp_path):
         ({"stages": ("retreive",)}, "did you mean 'retrieve'"),
         ({"retrieve_batch": 1}, "--retrieve-batch 1: a pair is told from the other"),
         ({"retrieve_batch": 64}, "pairs.jsonl: 45 different pairs are too few for batches of 64"),
+        ({"rename": 1.5}, r"--rename 1\.5: expected a probability"),
+        ({"retrieve_steps": 0}, "--retrieve-steps 0: expected a whole number"),
+        ({"retrieve_lr": 0.0}, r"--retrieve-lr 0\.0: expected a learning rate"),
+        ({"length": 25}, "--length 25: the model reads 24 tokens at most"),
         ({"scale": 0.0}, r"--scale 0\.0: expected a number above 0"),
     ],
 )

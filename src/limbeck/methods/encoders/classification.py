@@ -26,6 +26,7 @@ from limbeck.core.signals import Signals, Source
 from limbeck.core.stage import Optim, Stage, distill_step, freeze, stage_settings
 from limbeck.data.labelled import Row, Rows, classes_in, labelled_batches, part, read_labelled
 from limbeck.data.stream import Batches
+from limbeck.evaluation.model import check_length
 from limbeck.losses.divergence import soft_cross_entropy
 from limbeck.models.classifiers import load_classifier
 from limbeck.objectives.classes import classes, verdicts
@@ -69,6 +70,7 @@ def job_of(cfg: Any, rows: Rows) -> Job:
     seed_all(cfg.seed)
     teacher, tokenizer, names, tuned = load_classifier(cfg.teacher, classes_in(rows.train), cfg.teacher_dtype)
     student = classifier_student(cfg.student, teacher, tokenizer, names)
+    check_length(cfg.length, teacher=teacher, student=student)
     return Job(student, teacher, tokenizer, names, tuned, rows, *streams(rows, names, tokenizer, teacher, cfg))
 
 

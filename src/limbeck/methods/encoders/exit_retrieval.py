@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from limbeck.atlas.pairs import parallel_retrieval, retrieval
@@ -57,6 +58,8 @@ Kinds = Mapping[str, tuple[list[Match], list[Match]]]
 def kinds_of(cfg: Any) -> Kinds:
     """The pairs that ``cfg`` names, each kind parted; texts that come twice are left out."""
     require(cfg.scale > 0, f"--scale {cfg.scale}: expected a number above 0")
+    require(cfg.retrieve_steps >= 1, f"--retrieve-steps {cfg.retrieve_steps}: expected a whole number of at least 1")
+    require(cfg.retrieve_lr > 0, f"--retrieve-lr {cfg.retrieve_lr}: expected a learning rate above 0")
     size = cfg.retrieve_batch
     require(size >= 2, f"--retrieve-batch {size}: a pair is told from the other pairs of its batch; give 2 or more")
     found = {name: once(read_matches(name)) for name in cfg.pairs} or _atlas(cfg.seed)
@@ -69,7 +72,9 @@ def kinds_of(cfg: Any) -> Kinds:
             f"{name}: {len(pairs)} different pairs are too few for batches of {size}; lower "
             "--retrieve-batch or give more, at least 20",
         )
-        parted[name] = pairs[held : held + whole], pairs[:held]
+        order = np.random.default_rng([cfg.seed, 19]).permutation(len(pairs))  # files may be sorted
+        mixed = [pairs[i] for i in order]
+        parted[name] = mixed[held : held + whole], mixed[:held]
     return parted
 
 
@@ -115,12 +120,12 @@ def finds(vectors: ExitVectors, kinds: Kinds, tokenizer: Any, cfg: Any, device: 
 
 
 def retrieved(
-    vectors: ExitVectors, kinds: Kinds, tokenizer: Any, cfg: Any, run: Started
+    vectors: ExitVectors, stream: Mixture, kinds: Kinds, tokenizer: Any, cfg: Any, run: Started
 ) -> tuple[dict[str, Any], Table]:
     """Train, and save an encoder of texts per exit in ``retrieval/exit-<layers>``; what was found, and a table."""
     engine = run.accelerator
     before = finds(vectors, kinds, tokenizer, cfg, engine.device)
-    said = retrieve(vectors, match_stream(kinds, tokenizer, cfg), cfg, run.stage_dir, engine)
+    said = retrieve(vectors, stream, cfg, run.stage_dir, engine)
     after = finds(vectors, kinds, tokenizer, cfg, engine.device)
     for layer in vectors.exits:
         folder = run.out / "retrieval" / f"exit-{layer}"

@@ -33,7 +33,8 @@ from limbeck.core.signals import Signals
 from limbeck.core.stage import Objective, Optim, Stage, distill_step, stage_settings
 from limbeck.data.held import Split, hold_out
 from limbeck.data.repositories import place_batches, read_places
-from limbeck.methods.encoders.exit_retrieval import Retrieving, kinds_of, retrieved
+from limbeck.evaluation.model import check_length
+from limbeck.methods.encoders.exit_retrieval import Retrieving, kinds_of, match_stream, retrieved
 from limbeck.objectives.exits import at_exits, belongs_together, depth_shares
 from limbeck.objectives.tokens import hard
 from limbeck.objectives.weighted import weighted
@@ -117,8 +118,10 @@ def main(cfg: Config) -> Path:
     seed_all(cfg.seed)
     model, tokenizer = open_exits(cfg.model, cfg.exits, cfg.size)
     exit_loss(model.exits, model.depth, cfg.weight_words, cfg.weight_same)  # refuses weights that make no sense
+    check_length(cfg.length, model=model.model)
     split = _split(cfg, tokenizer) if "pretrain" in stages else None
     kinds = kinds_of(cfg) if "retrieve" in stages else {}
+    stream = match_stream(kinds, tokenizer, cfg) if kinds else None
     run = begin(cfg, "modular_encoder")
     metrics: dict[str, Any] = {}
     tables: list[Section] = []
@@ -128,9 +131,9 @@ def main(cfg: Config) -> Path:
         tables.append(table)
         whole = model.at_exit(model.exits[-1])  # before it turns into an encoder of texts
         _save(model, tokenizer, run.out)
-    if kinds:
+    if stream:
         vectors = ExitVectors(model.model.base_model, model.exits)
-        metrics["retrieve"], table = retrieved(vectors, kinds, tokenizer, cfg, run)
+        metrics["retrieve"], table = retrieved(vectors, stream, kinds, tokenizer, cfg, run)
         tables.append(table)
     return run.finish(whole, tokenizer, metrics, tables)
 
