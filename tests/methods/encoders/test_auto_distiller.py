@@ -130,3 +130,6 @@ def test_the_command_makes_runs_of_its_own(tmp_path):
     assert json.loads((out / "metrics.json").read_text()) == metrics
     with pytest.raises(LimbeckError, match="--trials 4: expected 5 or more"):
         main(replace(cfg, trials=4))
+    with pytest.raises(LimbeckError, match="nobody"):
+        main(replace(cfg, out=tmp_path / "none", teacher=str(tmp_path / "nobody")))
+    assert not (tmp_path / "none").exists()

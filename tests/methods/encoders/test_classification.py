@@ -5,9 +5,11 @@ import json
 import pytest
 import tiny_classifiers as classifiers
 import torch
+from transformers import RobertaConfig, RobertaModel
 
 from limbeck.core.check import LimbeckError
 from limbeck.data.labelled import Row, Rows, with_labels
+from limbeck.evaluation.model import check_length
 from limbeck.methods.encoders import distiller
 from limbeck.methods.encoders.classification import job_of, pseudo_labelled, task
 
@@ -52,6 +54,15 @@ def test_new_rows_are_learned_with_the_teachers_labels(tmp_path, monkeypatch):
 def test_rows_longer_than_a_model_reads_are_refused(tmp_path):
     with pytest.raises(LimbeckError, match="--length 25: the teacher reads 24 tokens at most"):
         job(tmp_path, length=25)
+
+
+def test_robertas_first_places_are_for_no_token():
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = RobertaModel(RobertaConfig(vocab_size=30, max_position_embeddings=26, **small))
+    check_length(24, model=model)
+    assert model(torch.full((1, 24), 5)).last_hidden_state.isfinite().all()
+    with pytest.raises(LimbeckError, match="the model reads 24 tokens at most"):
+        check_length(25, model=model)
 
 
 def test_labels_that_are_left():

@@ -27,7 +27,7 @@ from limbeck.core.check import LimbeckError, require
 from limbeck.core.save import read_json, write_json
 from limbeck.data.describe import describe
 from limbeck.methods.encoders import distiller
-from limbeck.methods.encoders.classification import ATLAS, job_of, task, with_tuned_teacher
+from limbeck.methods.encoders.classification import ATLAS, Job, job_of, task, with_tuned_teacher
 from limbeck.report.sections import Cell, Table
 from limbeck.run import Run, Started, begin, save_artefact
 
@@ -60,7 +60,7 @@ class Config(Run):
     """Without --runs: student of the short runs, as in limbeck distiller."""
     teacher_steps: int = 100
     """Without --runs: optimizer steps that fine-tune a teacher that is no classifier yet; ours."""
-    steps: int = 40
+    steps: int = 20
     """Without --runs: optimizer steps of a short run; ours."""
     batch: int = 32
     """Without --runs: rows per batch; released scripts: 16 or 32."""
@@ -134,13 +134,16 @@ def main(cfg: Config) -> Path:
     """Propose pipelines for ``cfg.data``; writes them, and the best as a configuration, to ``cfg.out``."""
     require(cfg.top >= 1, f"--top {cfg.top}: expected a whole number of at least 1")
     require(cfg.trials >= FEWEST, f"--trials {cfg.trials}: expected {FEWEST} or more, to learn from")
-    data = describe(task(cfg.data, cfg.seed).train)
+    rows = task(cfg.data, cfg.seed)
+    data = describe(rows.train)
     if cfg.runs is not None:
         past = list(past_runs(cfg.runs))
         best = auto_distiller(past, data, cfg.seed, cfg.data is None)[: cfg.top]
         return _finish(begin(cfg, "auto_distiller"), len(past), best, {"data": cfg.data} if cfg.data else {})
-    run, asked = begin(cfg, "auto_distiller"), pipelines(cfg.data is None)
-    base = trial_settings(cfg, run)
+    asked, base = pipelines(cfg.data is None), {name: value for name, value in asdict(cfg).items() if name in SAME}
+    job = job_of(distiller.Config(**base), rows)
+    run = begin(cfg, "auto_distiller")
+    base["teacher"] = teacher_of_trials(job, distiller.Config(**base), run)
     drawn = np.random.default_rng([cfg.seed, 17]).permutation(len(asked))[: cfg.trials]
     past = [tried(base, asked[i], run.out / "trials" / str(n)) for n, i in enumerate(drawn)]
     best = auto_distiller(past, data, cfg.seed, cfg.data is None)[: cfg.top]
@@ -151,18 +154,16 @@ def main(cfg: Config) -> Path:
     return _finish(run, len(past), best, more, shares)
 
 
-def trial_settings(cfg: Config, run: Started) -> dict[str, Any]:
-    """The settings that short runs have in common; their teacher is fine-tuned once, into ``trials/teacher``."""
-    same = {name: value for name, value in asdict(cfg).items() if name in SAME}
-    own = distiller.Config(**same)
-    job, _ = with_tuned_teacher(first := job_of(own, task(cfg.data, cfg.seed)), own, run)
-    if not first.tuned:
-        folder = run.out / "trials" / "teacher"
-        folder.mkdir(parents=True, exist_ok=True)
-        for part in (job.teacher, job.tokenizer):
-            save_artefact(part, folder)
-        same["teacher"] = str(folder)
-    return same
+def teacher_of_trials(job: Job, cfg: distiller.Config, run: Started) -> str:
+    """The name of a teacher that knows the task: the one given, or it fine-tuned, once, into ``trials/teacher``."""
+    if job.tuned:
+        return cfg.teacher
+    job, _ = with_tuned_teacher(job, cfg, run)
+    folder = run.out / "trials" / "teacher"
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in (job.teacher, job.tokenizer):
+        save_artefact(part, folder)
+    return str(folder)
 
 
 def tried(base: Mapping[str, Any], pipeline: Mapping[str, Any], out: Path) -> Past:
