@@ -14,8 +14,10 @@ from limbeck.arguments import read_config
 from limbeck.core.check import LimbeckError
 from limbeck.data.describe import describe
 from limbeck.data.labelled import Row, read_labelled
+from limbeck.methods.encoders import auto_distiller as proposals
 from limbeck.methods.encoders import distiller
 from limbeck.methods.encoders.auto_distiller import Config, Past, auto_distiller, features, main, past_runs, pipelines
+from limbeck.models.classifiers import load_classifier
 
 
 def settings(**changes):
@@ -81,7 +83,7 @@ def tuned_teacher(folder, data):
     return str(folder)
 
 
-def test_a_rule_that_real_runs_follow_is_found(tmp_path):
+def test_a_rule_that_real_runs_follow_is_found(tmp_path, monkeypatch):
     """The past runs by mse ruined their student with a rate far too high; those without a layer loss did it no harm."""
     rows = [{"text": f"w{i % 3} w{3 + i % 22} w{i % 3}", "label": f"c{i % 3}"} for i in range(150)]
     data, runs = str(tmp_path / "rows.jsonl"), tmp_path / "runs"
@@ -98,6 +100,7 @@ def test_a_rule_that_real_runs_follow_is_found(tmp_path):
     assert [len(some) for some in kept.values()] == [3, 2]
     assert min(kept["none"]) > max(kept["mse"]) + 0.1
     assert set(past[0].data) == set(describe(read_labelled(data)))
+    monkeypatch.setattr(proposals, "TREES", 20)
     found = main(Config(tmp_path / "auto", runs=runs, data=data, top=2))
     proposed = json.loads((found / "metrics.json").read_text())["pipelines"]
     assert len(proposed) == 2
@@ -114,7 +117,8 @@ def test_a_rule_that_real_runs_follow_is_found(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_the_command_makes_runs_of_its_own(tmp_path):
+def test_the_command_makes_runs_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(proposals, "TREES", 20)
     teacher, data = classifiers.write_encoder(tmp_path / "bert"), classifiers.write_rows(tmp_path / "rows.jsonl")
     few = {"trials": 5, "steps": 1, "teacher_steps": 1, "batch": 8, "length": 8}
     cfg = Config(tmp_path / "auto", teacher=teacher, data=data, **few)
@@ -125,7 +129,7 @@ def test_the_command_makes_runs_of_its_own(tmp_path):
     assert 0 <= metrics["kept"]["first proposal, tried"] <= 2
     best = read_config(out / "best.json", distiller.Config, "distiller")
     assert best.teacher == str(out / "trials" / "teacher")
-    assert distiller.main(replace(best, out=tmp_path / "best", steps=1, batch=8, length=8)).exists()
+    assert load_classifier(best.teacher, ["c0", "c1", "c2"]).tuned
     assert main(cfg) == out
     assert json.loads((out / "metrics.json").read_text()) == metrics
     with pytest.raises(LimbeckError, match="--trials 4: expected 5 or more"):
