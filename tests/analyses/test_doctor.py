@@ -317,3 +317,12 @@ def test_readouts_are_read_in_pieces():
     found = doctor(source, source, batches=[batch])
     nats = torch.nn.functional.cross_entropy((hidden @ weight.T)[batch["answer"]], batch["targets"][batch["answer"]])
     assert f"student {float(nats):.2f}, teacher {float(nats):.2f}" in next(f for f in found.found[::-1]).says
+
+
+def test_rows_of_several_batches_are_looked_at_together():
+    tokenizer = cutter(KIND)
+    short, long = rows_of(length=10, count=3)[0], rows_of(length=24, count=3)[0]
+    found = doctor(model_source(llama()), knowing(tokenizer), tokenizer, batches=[short, long], rows=5)
+    assert found.well, found
+    assert asked(found, "row lengths", "ok") == ["student: 24 of 64 tokens"]
+    assert asked(found, "supervision", "ok") == [f"{3 * 9 + 2 * 23} of the {3 * 10 + 2 * 24} tokens are supervised"]

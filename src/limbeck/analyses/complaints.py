@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -22,15 +23,18 @@ def tokenizers(case: Case) -> Iterator[Said]:
     if _alike(ours, theirs):
         yield "ok", f"one tokenizer of {_tokens(ours)} tokens"
     elif case.batch is not None and case.crossed:
-        joint = case.batch["aligned"].sum() / case.batch["answer"].sum().clamp(min=1)
-        level = "note" if joint > 0 else "stop"
-        yield level, f"different tokenizers {sizes}; both have read the same at {joint:.0%} of the supervised places"
+        where = case.batch.get("answer", case.batch["mask"])
+        joint = case.batch["aligned"].sum() / where.sum().clamp(min=1)
+        level, kind = "note" if joint > 0 else "stop", "supervised places" if "answer" in case.batch else "tokens"
+        yield level, f"different tokenizers {sizes}; both have read the same at {joint:.0%} of the {kind}"
     else:
         yield "stop", f"different tokenizers {sizes}, and rows in one cut only: the teacher would read foreign ids"
 
 
 def ends(case: Case) -> Iterator[Said]:
     """Each side begins and ends a text as its tokenizer and its generation do, and both alike."""
+    if not case.writes:
+        return
     marks = []
     for side in case.sides:
         if side.tokenizer is None:
@@ -58,6 +62,8 @@ def ends(case: Case) -> Iterator[Said]:
 
 def chat_templates(case: Case) -> Iterator[Said]:
     """Conversations are laid out alike."""
+    if not case.writes:
+        return
     ours, theirs = (getattr(side.tokenizer, "chat_template", None) for side in case.sides)
     if ours == theirs:
         yield "ok", "none" if ours is None else "the same"
@@ -85,6 +91,16 @@ def output_layers(case: Case) -> Iterator[Said]:
         yield "note", f"one is padded further than the other: the first {min(widths.values())} rows are compared"
 
 
+def classes(case: Case) -> Iterator[Said]:
+    """Classifiers tell the same classes apart, in the same order."""
+    told = {side.name: _class_names(side.model.config) for side in case.sides if _classifies(side.model)}
+    if len({tuple(names) for names in told.values()}) > 1:
+        both = " and ".join(f"{', '.join(names)} ({name})" for name, names in told.items())
+        yield "stop", f"the classes, or their order, differ: {both}"
+    elif names := next(iter(told.values()), []):
+        yield "ok", f"{len(names)}: {shorten(', '.join(names), 60, placeholder=' ...')}"
+
+
 def caps_and_scales(case: Case) -> Iterator[Said]:
     """What a family does to its logits."""
     for side in case.sides:
@@ -95,7 +111,9 @@ def caps_and_scales(case: Case) -> Iterator[Said]:
 def number_formats(case: Case) -> Iterator[Said]:
     """The student can take small steps, and the teacher does not overflow."""
     formats = {side.name: _format(side.model) for side in case.sides if side.model is not None}
-    if formats.get("student") == torch.float16:
+    if case.one_model:
+        pass
+    elif formats.get("student") == torch.float16:
         yield (
             "stop",
             "the student is held in float16, where small steps are lost and large values overflow; use float32",
@@ -105,8 +123,8 @@ def number_formats(case: Case) -> Iterator[Said]:
             "note",
             "the student is held in bfloat16, where steps below 1/256 of a weight are lost; float32 keeps them",
         )
-    if formats.get("teacher") == torch.float16:
-        yield "note", "the teacher is held in float16, which overflows at 65504; bfloat16 does not"
+    if formats.get(case.teacher.name) == torch.float16:
+        yield "note", f"the {case.teacher.name} is held in float16, which overflows at 65504; bfloat16 does not"
     if formats:
         yield "ok", ", ".join(f"{name} {str(kind).removeprefix('torch.')}" for name, kind in formats.items())
 
@@ -129,6 +147,7 @@ COMPLAINTS: list[Callable[[Case], Iterator[Said]]] = [
     ends,
     chat_templates,
     output_layers,
+    classes,
     caps_and_scales,
     number_formats,
     weights,
@@ -154,6 +173,14 @@ def _stops(side: Side) -> list[int]:
 
 def _named(side: Side, ids: list[int]) -> str:
     return " or ".join(map(repr, side.tokenizer.convert_ids_to_tokens(ids)))
+
+
+def _classifies(model: Any) -> bool:
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def _class_names(config: Any) -> list[str]:
+    return [str(config.id2label[index]).removeprefix("LABEL_") for index in range(config.num_labels)]
 
 
 def _first(tokenizer: Any) -> str | None:

@@ -12,7 +12,7 @@ the weights of a teacher behind a server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from limbeck.analyses.complaints import COMPLAINTS
 from limbeck.analyses.trials import TRIALS
 from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError
-from limbeck.core.signals import Source
+from limbeck.core.signals import Signals, Source
 
 MARKS = {"ok": "ok", "note": "note", "stop": "STOP"}
 
@@ -69,23 +69,41 @@ class Findings:
 
 def doctor(
     student: Source,
-    teacher: Source,
+    teacher: Source | None = None,
     tokenizer: Any = None,
     teacher_tokenizer: Any = None,
     batches: Sequence[Batch] = (),
     on: str = "answer",
     rows: int = 8,
     strict: bool = False,
+    taught: bool = True,
+    teacher_name: str = "teacher",
 ) -> Findings:
     """Examine ``student`` and ``teacher``, and what they say about the first ``rows`` rows of ``batches``.
 
-    ``on`` is the mask of supervised places. Batches with both cuts of a text (``data.crossed``) are for tokenizers that
-    differ; without a ``teacher_tokenizer`` both sides read by ``tokenizer``. Models are looked at through their sources
-    and are to be where the batches are; nothing is changed in them. Checks that need what is not given are left out.
-    ``strict``: a teacher that is far worse than a uniform guess is a stop; else a note, for a run may mean it.
+    ``on`` is the mask of supervised places b t (``mask`` where states are compared), or of rows b with a class. Batches
+    with both cuts of a text (``data.crossed``) are for tokenizers that differ; without a ``teacher_tokenizer`` both
+    sides read by ``tokenizer``. Models are looked at through their sources and are to be where the batches are; nothing
+    is changed in them. Checks that need what is not given are left out.
+
+    ``strict``: a teacher that is far worse than a uniform guess is a stop; else a note, for a run may mean it. Not
+    ``taught``: the teacher is yet to learn, so what it predicts is not judged. ``teacher_name`` tells several teachers
+    apart (``joined``).
     """
-    case = make_case(student, teacher, tokenizer, teacher_tokenizer, batches, on, rows, strict)
+    teacher, settings = teacher or _silent, (on, rows, strict, taught, teacher_name)
+    case = make_case(student, teacher, tokenizer, teacher_tokenizer, batches, *settings)
     return Findings(tuple(_found(case, [*COMPLAINTS, *TRIALS])))
+
+
+def joined(examinations: Iterable[Findings]) -> Findings:
+    """What several examinations found, such as one for each teacher; what all say is said once."""
+    said = dict.fromkeys(finding for each in examinations for finding in each.found)
+    order = list(dict.fromkeys(finding.check for finding in said))
+    return Findings(tuple(sorted(said, key=lambda finding: order.index(finding.check))))
+
+
+def _silent(batch: Batch) -> Signals:
+    return Signals()
 
 
 def _found(case: Case, checks: Sequence[Callable[[Case], Iterator[Said]]]) -> Iterator[Finding]:

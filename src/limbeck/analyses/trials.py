@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import TypeGuard
 
 import torch
 
@@ -29,6 +30,9 @@ def row_lengths(case: Case) -> Iterator[Said]:
             yield "stop", f"rows of {side.longest} tokens, but the {side.name} reads {most}; shorten them"
         elif most is not None:
             yield "ok", f"{side.name}: {side.longest} of {most} tokens"
+        if empty := _empty(side):
+            level = "stop" if empty == len(side.batch["ids"]) else "note"
+            yield level, f"{empty} of {len(side.batch['ids'])} rows hold no token that the {side.name} reads"
         if height is not None and top >= height:
             yield (
                 "stop",
@@ -37,28 +41,51 @@ def row_lengths(case: Case) -> Iterator[Said]:
 
 
 def supervision(case: Case) -> Iterator[Said]:
-    """Something is supervised, at real tokens, by the token that follows or that was masked."""
+    """Something is supervised: a row's class, or real tokens by the one that follows or that was masked."""
     for side in case.sides if case.crossed else (case.student,):
-        batch = side.batch
-        if batch is None or "targets" not in batch or side.on not in batch:
+        if not side.supervised:
             continue
-        places, of = side.places, f"of the {side.name}'s " if case.crossed else "of the "
-        if not places.any():
-            yield "stop", f"none {of}places is supervised; check what of the data is to be learned"
-            continue
-        targets = batch["targets"][places]
-        if (targets == IGNORE).any():
-            yield "stop", f"{int((targets == IGNORE).sum())} {of}supervised places have no target"
-        if "mask" in batch and (places & ~batch["mask"].bool()).any():
-            yield "stop", "places behind a row's end are supervised"
-        if _causal(side) and (wrong := _not_next(side)):
-            yield "stop", f"{wrong} {of}targets are not the token that follows; they are shifted twice or not at all"
-        if empty := int((~places.any(1)).sum()):
-            yield "note", f"{empty} of {len(places)} rows have nothing supervised"
-        if _has_prompts(side) and not _learns_to_stop(side):
-            yield "note", "no target is the end of the text, so answers never learn to stop"
-        real = int(batch["mask"].sum()) if "mask" in batch else places.numel()
-        yield "ok", f"{int(places.sum())} {of}{real} tokens are supervised"
+        if side.by_row:
+            yield from _rows(side)
+        elif side.targets is not None:
+            yield from _tokens(case, side, f"of the {side.name}'s " if case.crossed else "of the ")
+
+
+def _rows(side: Side) -> Iterator[Said]:
+    """The classes of rows."""
+    known, labels = side.places, side.targets
+    if not known.any():
+        yield "stop", "none of the rows has a class"
+    elif labels is not None:
+        low, high, width = int(labels[known].min()), int(labels[known].max()), _width(side)
+        if low < 0 or (width and high >= width):
+            there = f", but the {side.name} tells {width} apart" if width else ""
+            yield "stop", f"classes run from {low} to {high}{there}; they are numbered from 0"
+        yield "ok", f"{int(known.sum())} of {len(known)} rows have a class"
+
+
+def _tokens(case: Case, side: Side, of: str) -> Iterator[Said]:
+    """Targets of tokens; ``of`` begins what the counts are of."""
+    batch, places = side.batch, side.places
+    assert batch is not None
+    if not places.any():
+        yield "stop", f"none {of}places is supervised; check what of the data is to be learned"
+        return
+    targets = batch["targets"][places]
+    if (targets == IGNORE).any():
+        yield "stop", f"{int((targets == IGNORE).sum())} {of}supervised places have no target"
+    if "mask" in batch and (places & ~batch["mask"].bool()).any():
+        yield "stop", "places behind a row's end are supervised"
+    if _causal(side) and (wrong := _not_next(side)):
+        yield "stop", f"{wrong} {of}targets are not the token that follows; they are shifted twice or not at all"
+    if _guesses(side) and bool((batch["ids"][places] == targets).all()):
+        yield "stop", "every supervised place shows its own target: no word is masked, so there is nothing to guess"
+    if case.writes and (empty := int((~places.any(1)).sum())):  # words to be guessed are drawn, so a row may have none
+        yield "note", f"{empty} of {len(places)} rows have nothing supervised"
+    if not case.one_model and _has_prompts(side) and not _learns_to_stop(side):
+        yield "note", "no target is the end of the text, so answers never learn to stop"
+    real = int(batch["mask"].sum()) if "mask" in batch else places.numel()
+    yield "ok", f"{int(places.sum())} {of}{real} tokens are {'to be guessed' if _guesses(side) else 'supervised'}"
 
 
 def speech(case: Case) -> Iterator[Said]:
@@ -68,11 +95,12 @@ def speech(case: Case) -> Iterator[Said]:
         if isinstance(trial, LimbeckError):
             yield "stop", f"the {side.name} cannot be asked: {trial}"
         elif trial is not None and not trial.finite:
-            yield "stop", f"the {side.name}'s logits hold NaN or infinity; check its weights and number format"
+            yield "stop", f"the {side.name}'s {_what(trial)} hold NaN or infinity; check its weights and number format"
         elif trial is not None:
-            yield "ok", f"{side.name}: logits up to {trial.largest:.3g}"
+            yield "ok", f"{side.name}: {_what(trial)} up to {trial.largest:.3g}"
             if _half(side) and trial.largest > FLOAT16 / 4:
-                yield "note", f"the {side.name}'s logits of {trial.largest:.3g} are near float16's end, {FLOAT16:.0f}"
+                size = f"{_what(trial)} of {trial.largest:.3g}"
+                yield "note", f"the {side.name}'s {size} are near float16's end, {FLOAT16:.0f}"
             if not trial.late and side.model is not None:
                 yield (
                     "note",
@@ -83,25 +111,28 @@ def speech(case: Case) -> Iterator[Said]:
 def perplexity(case: Case) -> Iterator[Said]:
     """The teacher predicts these rows better than a uniform guess, and than the student."""
     student, teacher = (side.trial for side in case.sides)
-    if not isinstance(teacher, Trial) or not teacher.finite:
+    if not case.taught or not _predicts(teacher):
         return
+    name, unit = case.teacher.name, "row" if case.student.by_row else "token"
     nats, chance = float(teacher.nats.mean()), math.log(teacher.width)
-    told, behind = f"teacher {nats:.2f}, a uniform guess {chance:.2f} nats per token", False
-    if isinstance(student, Trial) and student.finite:
+    told, behind = f"{name} {nats:.2f}, a uniform guess {chance:.2f} nats per {unit}", False
+    if _predicts(student):
         ours, theirs = _comparable(case, student, teacher)
         told = (
             f"student {ours:.2f}, {told}"
             if not case.crossed
-            else f"{told}; per chunk of both cuts student {ours:.2f}, teacher {theirs:.2f}"
+            else f"{told}; per chunk of both cuts student {ours:.2f}, {name} {theirs:.2f}"
         )
         behind = theirs >= ours
     if nats > chance + WORSE_THAN_CHANCE:
-        level = "stop" if case.strict else "note"
-        yield level, f"the teacher is far worse than a uniform guess, so it is untrained or reads wrongly: {told}"
+        level, why = "stop" if case.strict else "note", "reads wrongly"
+        if case.student.by_row:
+            why = "numbers the classes otherwise"
+        yield level, f"the {name} is far worse than a uniform guess, so it is untrained or {why}: {told}"
     elif nats > chance:
-        yield "note", f"the teacher is no better than a uniform guess: {told}"
+        yield "note", f"the {name} is no better than a uniform guess: {told}"
     elif behind:
-        yield "note", f"the teacher is no better than the student on these rows: {told}"
+        yield "note", f"the {name} is no better than the student on these rows: {told}"
     else:
         yield "ok", told
 
@@ -127,6 +158,31 @@ def _not_next(side: Side) -> int:
     places, ids, targets = side.places, side.batch["ids"], side.batch["targets"]
     wrong = places[:, :-1] & (targets[:, :-1] != ids[:, 1:])
     return int(wrong.sum()) + int(places[:, -1].sum())
+
+
+def _predicts(trial: Trial | LimbeckError | None) -> TypeGuard[Trial]:
+    """Whether it has said how probable the targets are."""
+    return isinstance(trial, Trial) and trial.finite and len(trial.nats) > 0
+
+
+def _what(trial: Trial) -> str:
+    return "logits" if trial.width else "states"
+
+
+def _width(side: Side) -> int:
+    """How many classes the side tells apart; 0 where it does not say."""
+    return side.trial.width if isinstance(side.trial, Trial) else 0
+
+
+def _empty(side: Side) -> int:
+    """Rows without a real token."""
+    assert side.batch is not None
+    return int((~side.batch["mask"].bool().any(1)).sum()) if "mask" in side.batch else 0
+
+
+def _guesses(side: Side) -> bool:
+    """Whether the side guesses masked tokens, as the name of its class says."""
+    return type(side.model).__name__.endswith("ForMaskedLM")
 
 
 def _causal(side: Side) -> bool:

@@ -57,7 +57,15 @@ def positions(lm: Any) -> int | None:
     """How many positions a model can read; None where nothing limits it (relative positions, as in T5)."""
     if getattr(lm.config, "relative_attention_num_buckets", None):
         return None
-    return getattr(lm.config, "max_position_embeddings", None)
+    most = getattr(lm.config, "max_position_embeddings", None)
+    return most if most is None else most - _counted_from(lm)
+
+
+def _counted_from(lm: Any) -> int:
+    """The number of the first position: RoBERTa and its kin count on from the padding token's id."""
+    inside = getattr(getattr(lm, "base_model", lm), "embeddings", None)
+    padding = getattr(getattr(inside, "position_embeddings", None), "padding_idx", None)
+    return 0 if padding is None else padding + 1
 
 
 def table_height(lm: Any) -> int | None:

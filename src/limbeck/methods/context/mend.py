@@ -24,12 +24,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from limbeck.analyses.doctor import doctor, joined
 from limbeck.atlas.tasks import partitions as atlas_partitions
 from limbeck.context.distiller import Distiller, open_distiller
 from limbeck.context.evaluate import Result, Split, compare, makers, result_table, split_tasks
 from limbeck.context.host import load_llm
 from limbeck.context.streams import document_stream, episode_stream
-from limbeck.core.batch import Batch
+from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import require
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals
@@ -41,7 +42,7 @@ from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import weighted
 from limbeck.report.results import results_table
 from limbeck.run import Run, begin, seed_all
-from limbeck.sources.views import compressed_context, full_context
+from limbeck.sources.views import View, compressed_context, full_context
 
 LLM, DISTILLER = "limbeck:atlas/weights/lm", "limbeck:atlas/weights/distiller"
 PAPER: dict[str, Any] = {"steps": 30_000, "batch": 8, "lr": 1e-5, "asked": 1}
@@ -136,8 +137,14 @@ def second_goal(cfg: Config) -> Objective:
 
 def mend_step(lm: Any, distiller: Distiller, goal: Objective, taught: bool = True) -> Step:
     """One LM, two views: the student reads the distiller's vectors, the teacher (if any) the demonstrations' text."""
+    vectors, text = views(lm, distiller)
+    return distill_step(vectors, text if taught else lambda batch: Signals(), goal)
+
+
+def views(lm: Any, distiller: Distiller) -> tuple[View, View]:
+    """The LM behind the distiller's vectors, and behind the demonstrations' text."""
     vectors = compressed_context(lm, lambda b: distiller(b["demos"], b["demos_mask"]), distiller.reading.enter)
-    return distill_step(vectors, full_context(lm) if taught else lambda batch: Signals(), goal)
+    return vectors, full_context(lm)
 
 
 def mend(
@@ -208,6 +215,10 @@ def main(cfg: Config) -> Path:
         asked=full.asked or 1,
     )
     run = begin(cfg, "mend")
+    device = run.accelerator.device
+    both = views(freeze(lm).to(device), distiller.eval().to(device))
+    batches = [to_device(stream.at(0), device) for stream in (pretrain, meta) if stream]
+    run.heed(joined(doctor(*both, tokenizer, batches=[batch], rows=2) for batch in batches))
     said = mend(lm, distiller, pretrain, meta, full, run.stage_dir, run.accelerator)
     contexts = makers(lm, tokenizer, {"MEND": distiller})
     results = [

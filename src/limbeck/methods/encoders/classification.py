@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from limbeck.analyses.doctor import Findings, doctor, joined
 from limbeck.analyses.measure import measure
 from limbeck.atlas.topics import topics
 from limbeck.core.batch import Batch, to_device
@@ -72,8 +73,21 @@ def job_of(cfg: Any, rows: Rows) -> Job:
     return Job(student, teacher, tokenizer, names, tuned, rows, *streams(rows, names, tokenizer, teacher, cfg))
 
 
-def with_tuned_teacher(job: Job, cfg: Any, run: Started) -> tuple[Job, dict[str, Any]]:
-    """The job with its teacher fine-tuned on the labels, if it needs to be, and the student made from that teacher."""
+def examined(job: Job, device: Any) -> Findings:
+    """What the doctor finds in student and teacher; one that does not know the task is not judged by its answers."""
+    both = model_source(job.student.eval().to(device)), model_source(job.teacher.eval().to(device))
+    first = to_device(job.test[0], device)
+    return doctor(*both, job.tokenizer, batches=[first], on="labelled", taught=job.tuned)
+
+
+def with_tuned_teacher(
+    job: Job, cfg: Any, run: Started, found: Sequence[Findings] = ()
+) -> tuple[Job, dict[str, Any]]:
+    """The job with its teacher fine-tuned on the labels, if it needs to be, and the student made from that teacher.
+
+    Before that the doctor looks at both; ``found`` is what it has found elsewhere.
+    """
+    run.heed(joined([examined(job, run.accelerator.device), *found]))
     if job.tuned:
         return job, {}
     known = job.stream([row for row in job.rows.train if row.label is not None])

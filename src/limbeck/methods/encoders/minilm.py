@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from limbeck.analyses.doctor import doctor
 from limbeck.analyses.measure import measure
 from limbeck.atlas import corpora
 from limbeck.core.batch import Batch
@@ -164,7 +165,9 @@ def main(cfg: Config) -> Path:
     check_pair(student, teacher, cfg)
     run = begin(cfg, "minilm")
     device = run.accelerator.device
-    compare = distill_step(*sources(student.eval().to(device), freeze(teacher).to(device), cfg))
+    ours, theirs, goal = sources(student.eval().to(device), freeze(teacher).to(device), cfg)
+    run.heed(doctor(ours, theirs, tokenizer, batches=split.on(device), on="mask"))
+    compare = distill_step(ours, theirs, goal)
     before = measure(compare, split.on(device))
     said = minilm(student, teacher, split.stream, cfg, run.stage_dir, run.accelerator)
     after = measure(compare, split.on(device))

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from limbeck.analyses.doctor import doctor
 from limbeck.analyses.measure import measure
 from limbeck.atlas.topics import topics
 from limbeck.core.batch import Batch
@@ -38,6 +39,7 @@ from limbeck.objectives.tokens import hard
 from limbeck.objectives.weighted import weighted
 from limbeck.report.sections import Section, Table
 from limbeck.run import Run, Started, begin, save_artefact, seed_all
+from limbeck.sources.model import model_source
 from limbeck.students.exit_vectors import ExitVectors
 from limbeck.students.exits import MultiExit, open_exits
 
@@ -119,6 +121,8 @@ def main(cfg: Config) -> Path:
     split = _split(cfg, tokenizer) if "pretrain" in stages else None
     kinds = kinds_of(cfg) if "retrieve" in stages else {}
     run = begin(cfg, "modular_encoder")
+    device = run.accelerator.device
+    run.heed(doctor(model_source(model.model.to(device)), None, tokenizer, batches=split.on(device) if split else ()))
     metrics: dict[str, Any] = {}
     tables: list[Section] = []
     whole = None

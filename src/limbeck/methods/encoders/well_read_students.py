@@ -21,17 +21,19 @@ from typing import Any, Literal
 
 from torch import nn
 
-from limbeck.core.batch import Batch
+from limbeck.analyses.doctor import Findings, doctor
+from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import in_order
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals
 from limbeck.core.stage import Stage, distill_step, stage_settings
 from limbeck.data.labelled import Rows, with_labels
 from limbeck.data.read import read_text
-from limbeck.data.stream import mlm_batches
+from limbeck.data.stream import Batches, mlm_batches
 from limbeck.losses.divergence import soft_cross_entropy
 from limbeck.methods.encoders.classification import (
     ATLAS,
+    Job,
     decaying,
     fine_tune,
     job_of,
@@ -155,7 +157,8 @@ def main(cfg: Config) -> Path:
     texts = read_text(cfg.corpus) if cfg.corpus else (text for row in rows.train for text in row[:2] if text)
     words = mlm_batches(texts, job.tokenizer, cfg.length, cfg.batch, cfg.seed)
     run = begin(cfg, "well_read_students")
-    job, said = with_tuned_teacher(job, cfg, run)
+    read = [examined_text(job, words, run.accelerator.device)] if "pretrain" in cfg.stages else []
+    job, said = with_tuned_teacher(job, cfg, run, read)
     transfer = job.stream([row._replace(label=None) for row in rows.train])
     known = job.stream([row for row in rows.train if row.label is not None])
 
@@ -164,6 +167,11 @@ def main(cfg: Config) -> Path:
         return well_read_students(*both, words, transfer, known, cfg, run.stage_dir, run.accelerator)
 
     return taught(job, run, recipe, said)
+
+
+def examined_text(job: Job, words: Batches, device: Any) -> Findings:
+    """What the doctor finds in the text to read; the head for words is not there yet."""
+    return doctor(model_source(job.student.to(device)), None, job.tokenizer, batches=[to_device(words.at(0), device)])
 
 
 def some_labelled(cfg: Config) -> Rows:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from limbeck.analyses.doctor import doctor, joined
 from limbeck.analyses.loyalty import Loyalty
 from limbeck.atlas import corpora
 from limbeck.core.batch import Batch
@@ -177,6 +178,12 @@ def main(cfg: Config) -> Path:
     device = run.accelerator.device
     says = {name: model_source(teacher.to(device)) for name, teacher in teachers.items()}
     asked = (model_source(student.to(device)), says, split.on(device), cfg.weights or None)
+    run.heed(
+        joined(
+            doctor(asked[0], said, tokenizer, loaded[name][1], split.on(device), teacher_name=f"teacher {name}")
+            for name, said in says.items()
+        )
+    )
     before = masked_loyalty(*asked)
     said = romanian_multi_teacher(student, list(teachers.values()), split.stream, cfg, run.stage_dir, run.accelerator)
     after = masked_loyalty(*asked)

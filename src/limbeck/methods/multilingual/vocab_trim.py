@@ -26,9 +26,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from limbeck.analyses.doctor import doctor
 from limbeck.atlas import corpora
+from limbeck.core.batch import to_device
 from limbeck.core.check import require
 from limbeck.core.fit import fit
+from limbeck.core.signals import Source
 from limbeck.core.stage import Optim, Stage, distill_step, freeze
 from limbeck.data.read import read_text
 from limbeck.data.recut import recut_batches
@@ -145,10 +148,9 @@ def heal(
 
     The two may not share parameters: ``copy.deepcopy`` the result of ``trim_vocabulary`` first.
     """
-    teacher = elsewhere(kept(model_source(model), keep))
     stage = Stage(
         "heal",
-        distill_step(model_source(small), teacher, soft(on="aligned")),
+        distill_step(*both_sides(small, model, keep), soft(on="aligned")),
         train={"student": small},
         stream=stream,
         steps=cfg.heal,
@@ -159,6 +161,11 @@ def heal(
         save_every=cfg.save_every,
     )
     return fit(stage, out, engine)
+
+
+def both_sides(small: Any, model: Any, keep: Sequence[int]) -> tuple[Source, Source]:
+    """The small model, and the original on its own cut of the text and the tokens ``keep``."""
+    return model_source(small), elsewhere(kept(model_source(model), keep))
 
 
 def main(cfg: Config) -> Path:
@@ -178,9 +185,13 @@ def main(cfg: Config) -> Path:
         return run.finish(small, small_tokenizer, metrics, sections)
     stream = healing(model, tokenizer, small_tokenizer, chain.from_iterable(texts.values()), cfg)
     run, keep = begin(cfg, "vocab_trim"), kept_rows(model, tokenizer, small_tokenizer)
-    small = copy.deepcopy(small)
-    metrics["heal"] = heal(small, freeze(model), keep, stream, cfg, run.stage_dir, run.accelerator)
-    return run.finish(small, small_tokenizer, metrics, sections)
+    dtype, device = small.dtype, run.accelerator.device
+    small = copy.deepcopy(small).float().to(device)  # small steps are lost in half precision
+    both = both_sides(small, freeze(model).to(device), keep)
+    batch = to_device(stream.at(0), device)
+    run.heed(doctor(*both, small_tokenizer, tokenizer, [batch], on="aligned"))
+    metrics["heal"] = heal(small, model, keep, stream, cfg, run.stage_dir, run.accelerator)
+    return run.finish(small.to(dtype), small_tokenizer, metrics, sections)
 
 
 @dataclass(frozen=True)
