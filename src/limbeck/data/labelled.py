@@ -56,7 +56,9 @@ def classes_in(rows: Sequence[Row]) -> list[str]:
 def part(rows: Sequence[Row], share: float = 0.2, most: int = 1000, seed: int = 0) -> Rows:
     """Part a random ``share`` of the labelled rows, ``most`` at most, to judge by; the rest trains."""
     order = np.random.default_rng([seed, 7]).permutation(len(rows))
-    count = min(int(share * sum(row.label is not None for row in rows)), most)
+    known = sum(row.label is not None for row in rows)
+    require(known or not rows, f"none of the {len(rows)} rows has a class; give some a label to learn and judge by")
+    count = min(int(share * known), most)
     test = {int(i) for i in [i for i in order if rows[i].label is not None][:count]}
     require(0 < count < len(rows), f"{len(rows)} rows are too few to part some to judge by; give at least 10")
     return Rows([row for i, row in enumerate(rows) if i not in test], [rows[i] for i in sorted(test)])
