@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -123,6 +123,7 @@ def judged(command: str, teacher: str, student: str = "every-other", data: str =
     return [command, "--teacher", teacher, "--student", student, "--data", data, *READS]
 
 
+NO_TEXT = "nothing.txt: expected at least one line of text"
 MISMATCH = r"need one tokenizer, but theirs have \d+ and \d+ tokens"
 TABLE: dict[str, tuple[list[str], str]] = {
     "taid, another vocabulary": (taught("taid", "llama", "other"), MISMATCH),
