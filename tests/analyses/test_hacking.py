@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.analyses.hacking import Look, OracleWatch, bend, hacked, per_text
+from limbeck.analyses.hacking import Look, OracleWatch, bend, hacked
 from limbeck.core.batch import next_token_batch
 from limbeck.core.check import LimbeckError
 from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock
 from limbeck.losses.divergence import forward_kl
+from limbeck.objectives.texts import per_text
 
 SIZE, LENGTH = 4, 4
 
@@ -59,7 +60,7 @@ def exact(reference: Markov, student: Markov) -> float:
 def test_the_metrics_are_the_kl_of_whole_texts():
     oracle, teacher, student = (Markov(seed) for seed in range(3))
     texts = [[drawn(model, 3000, 5)] for model in (teacher, oracle)]
-    watch = OracleWatch(student, student.says, teacher.says, oracle.says, *texts)
+    watch = OracleWatch(student, student.says, teacher.says, oracle.says, *texts, per_text())
     look = watch.look(0)
     for seen, reference in ((look.proxy, teacher), (look.golden, oracle)):
         assert seen == pytest.approx(exact(reference, student), rel=0.05)
@@ -84,7 +85,7 @@ def test_a_watch_is_a_callback_with_a_memory():
     texts = [batch_of_texts([(1, 2, 3, 1)])]
 
     def made() -> OracleWatch:
-        return OracleWatch(models[0], models[0].says, models[1].says, models[2].says, texts, texts)
+        return OracleWatch(models[0], models[0].says, models[1].says, models[2].says, texts, texts, per_text())
 
     watch, other = made(), made()
     for step in (10, 20):
@@ -94,7 +95,7 @@ def test_a_watch_is_a_callback_with_a_memory():
     assert other.verdict() == watch.verdict()
     assert watch.verdict()["golden_ratio"] == 1.0
     with pytest.raises(LimbeckError, match="no texts to measure the proxy"):
-        OracleWatch(models[0], models[0].says, models[1].says, models[2].says, [], texts)
+        OracleWatch(models[0], models[0].says, models[1].says, models[2].says, [], texts, per_text())
 
 
 def looks(proxy, golden) -> list[Look]:

@@ -26,7 +26,7 @@ from limbeck.data.crossed import collate, text_rows
 from limbeck.data.spelling import shared_events
 from limbeck.losses.closed import FORMS
 from limbeck.losses.decoupled import adaptive_kl
-from limbeck.losses.divergence import interpolated_cross_entropy, jsd, reverse_kl
+from limbeck.losses.divergence import forward_kl, interpolated_cross_entropy, jsd, reverse_kl
 from limbeck.objectives.across import in_pieces, shared, spans, uld
 from limbeck.objectives.classes import classes
 from limbeck.objectives.critics import mlp_critic, pair_name
@@ -36,6 +36,7 @@ from limbeck.objectives.intermediate import FIXED, Layers, comparison
 from limbeck.objectives.layer_maps import every
 from limbeck.objectives.named import Named
 from limbeck.objectives.relations import relation
+from limbeck.objectives.texts import per_text
 from limbeck.objectives.tokens import Comparing, Comparison, hard, soft
 from limbeck.objectives.weighted import over_members, weighted
 from limbeck.sources.ensemble import mean_source
@@ -165,6 +166,7 @@ CASES: dict[str, dict[str, Case]] = {
         "mi": Case(layers("mi"), lambda: {pair_name(p): mlp_critic(WIDTH, TEACHER, 8, 4) for p in BLOCKS}, alone=False),
         "emd": Case(layers("mse", pairs=every(2, 2), plan=True), lambda: maps(every(2, 2)), alone=False),
     },
+    "per_text": {"": plain(per_text(jsd)), "two": plain(per_text(forward_kl, reverse_kl))},
     "uld": {"": plain(uld(), **ACROSS)},
     "spans": {"": plain(spans(), **ACROSS)},
     "shared": {"": Case(lambda links: shared(soft(on=PLACES), *events()), **ACROSS)},

@@ -3,7 +3,8 @@
 The truth is an *oracle*, a model that the teacher itself has learned from (Tiapkin et al., ICML 2025, arXiv
 2502.02671). ``OracleWatch`` follows any run that has one::
 
-    watch = OracleWatch(student, says, model_source(teacher), model_source(oracle), teacher_texts, oracle_texts)
+    says, taught, truth = (model_source(model) for model in (student, teacher, oracle))
+    watch = OracleWatch(student, says, taught, truth, teacher_texts, oracle_texts, per_text())
     fit(Stage(..., after=[every(100, watch)]))
     watch.verdict()
 
@@ -17,16 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from limbeck.analyses.measure import measure
 from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import require
-from limbeck.core.signals import Signals, Source
+from limbeck.core.signals import Source
 from limbeck.core.stage import Objective
-from limbeck.core.terms import Clock, Terms, per
-from limbeck.losses.divergence import forward_kl
+from limbeck.core.terms import Clock, Terms
 
 
 @dataclass(frozen=True)
@@ -38,30 +37,14 @@ class Look:
     golden: float
 
 
-def per_text(divergence: Any = forward_kl, on: str = "answer", name: str = "distance") -> Objective:
-    """``divergence`` averaged over the tokens of each text and then over texts: the paper's loss and its metric.
-
-    A text without tokens counts as 0. Term: ``name``, averaged over rows.
-    """
-
-    def objective(student: Signals, teacher: Signals, batch: Batch, clock: Clock) -> Terms:
-        where = batch[on].bool()
-        values = divergence(student.logits_at(where), teacher.logits_at(where), 1.0)
-        row = where.nonzero()[:, 0]
-        sums = torch.zeros(len(where), dtype=values.dtype, device=values.device).index_add(0, row, values)
-        return per("row", sums / where.sum(1).clamp(min=1), name)
-
-    return objective
-
-
-def distance(says: Source, reference: Source, texts: Iterable[Batch], divergence: Any = forward_kl) -> float:
-    """How far ``says`` is from ``reference`` on ``texts``: ``per_text``, averaged over all of them."""
-    goal = per_text(divergence)
+def distance(says: Source, reference: Source, texts: Iterable[Batch], goal: Objective) -> float:
+    """How far ``says`` is from ``reference`` on ``texts``: the one term of ``goal``, averaged over all of them."""
 
     def step(batch: Batch, clock: Clock) -> Terms:
         return goal(says(batch), reference(batch), batch, clock)
 
-    return measure(step, texts)["distance"]
+    (found,) = measure(step, texts).values()
+    return found
 
 
 class OracleWatch:
@@ -69,7 +52,7 @@ class OracleWatch:
 
     ``student`` is the module that learns and ``says`` its source. The distance to a reference is measured on texts that
     the reference wrote after prompts that nobody trains on: ``teacher_texts`` for proxy, ``oracle_texts`` for golden
-    (batches with ``answer``). ``divergence`` is that of ``losses.divergence``, by default forward KL.
+    (batches with ``answer``). ``goal`` has one term, such as ``objectives.texts.per_text()``.
     """
 
     def __init__(
@@ -80,9 +63,9 @@ class OracleWatch:
         oracle: Source,
         teacher_texts: Iterable[Batch],
         oracle_texts: Iterable[Batch],
-        divergence: Any = forward_kl,
+        goal: Objective,
     ) -> None:
-        self.student, self.says, self.divergence = student, says, divergence
+        self.student, self.says, self.goal = student, says, goal
         self.sides = {"proxy": (teacher, list(teacher_texts)), "golden": (oracle, list(oracle_texts))}
         for name, (_, texts) in self.sides.items():
             require(texts, f"OracleWatch: there are no texts to measure the {name} distance on; give some")
@@ -101,7 +84,7 @@ class OracleWatch:
 
     def _distance(self, reference: Source, texts: list[Batch]) -> float:
         device = next(self.student.parameters()).device
-        return distance(self.says, reference, (to_device(batch, device) for batch in texts), self.divergence)
+        return distance(self.says, reference, (to_device(batch, device) for batch in texts), self.goal)
 
     def verdict(self) -> dict[str, Any]:
         """Least and last golden distance, their ratio, and since when the teacher is hacked and the law is bent."""

@@ -18,12 +18,36 @@ from torch import Tensor, nn
 from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError, require
 from limbeck.core.save import load_tensors, save_tensors
-from limbeck.core.signals import Signals, chosen
+from limbeck.core.signals import Lazy, Readout, Signals, chosen
 from limbeck.models.load import load_model, load_network, load_tokenizer, place
 from limbeck.students.layers import keep_layers, parse_size, shape, smaller
 
 EXITS = "exits.safetensors"
 HEADS = ("cls", "lm_head")  # BERT; RoBERTa and its kin
+
+
+def _before(head: nn.Module, layer: nn.Linear, states: Tensor) -> Tensor:
+    """What ``layer`` reads where ``head`` reads ``states`` b t d; no logits are computed."""
+    seen: list[Tensor] = []
+
+    def nothing(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        seen.append(args[0])
+        return (args[0][:, :0],)
+
+    with layer.register_forward_pre_hook(nothing):
+        head(states)
+    return seen[0]
+
+
+@torch.no_grad()
+def _last_layer(model: Any) -> nn.Linear | None:
+    """The output layer of ``model`` if its product is all that the head ends in, tried on made-up states."""
+    head, layer = head_of(model), model.get_output_embeddings()
+    if type(layer) is not nn.Linear:
+        return None
+    states = torch.sin(torch.arange(3.0 * layer.in_features)).view(1, 3, -1).to(layer.weight)
+    read = _before(head, layer, states)
+    return layer if torch.allclose(layer(read), head(states), rtol=1e-3, atol=1e-4) else None
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,7 @@ class MultiExit(nn.Module):
         self.model, self.exits = model, tuple(exits)
         self.said = nn.Parameter(torch.zeros(len(self.exits), width))
         self.same = nn.Linear(width, 1)
+        self.late = _last_layer(model) is not None
 
     @property
     def depth(self) -> int:
@@ -92,8 +117,12 @@ class MultiExit(nn.Module):
     def _exit(self, index: int, states: Tensor) -> Signals:
         states = states + self.said[index]
         same = self.same(states[:, 0])[:, 0]
-        readout = HeadOf(head_of(self.model), states)
-        return Signals(readout=readout, hidden={self.exits[index]: states}, extra={"same": same})
+        return Signals(readout=self._read(states), hidden={self.exits[index]: states}, extra={"same": same})
+
+    def _read(self, states: Tensor) -> Lazy:
+        """What the head says: up to its output layer where that is its end, for fused losses; else all of it."""
+        head, layer = head_of(self.model), self.model.get_output_embeddings()
+        return Readout(_before(head, layer, states), layer.weight, layer.bias) if self.late else HeadOf(head, states)
 
 
 def load_exits(folder: str | Path) -> MultiExit:

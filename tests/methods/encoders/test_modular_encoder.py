@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, BertForMaskedLM, RobertaConfig, R
 
 from limbeck.core.batch import IGNORE
 from limbeck.core.check import LimbeckError
-from limbeck.core.signals import Signals
+from limbeck.core.signals import Readout, Signals
 from limbeck.core.terms import Clock, count
 from limbeck.data.repositories import place_batches
 from limbeck.methods.encoders.exit_retrieval import finds, kinds_of, match_stream, retrieve
@@ -72,6 +72,38 @@ def test_a_model_cut_at_an_exit_says_what_the_exit_says(kind, tmp_path):
         torch.testing.assert_close(alone[real], exit_says.readout.at(real), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(loaded[layer].readout.at(real), exit_says.readout.at(real), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(loaded[layer].extra["same"], exit_says.extra["same"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [BertForMaskedLM, RobertaForMaskedLM])
+def test_losses_never_see_the_logits_of_an_exit(kind, monkeypatch):
+    """Values and gradients of the fused way are those of logits, which are not computed."""
+    whole, batch, ends = model(kind=kind), batches(0)[0], []
+    for late in (True, False):
+        whole.late = late
+        whole.zero_grad()
+        said = whole(batch)
+        assert all(isinstance(exit_says.readout, Readout) == late for exit_says in said.exits)
+        with monkeypatch.context() as patch:
+            if late:
+                patch.setattr(Readout, "at", None)
+            terms = exit_loss(whole.exits, 4)(said, Signals(), batch, START)
+        terms.total({unit: count(batch, unit) for unit in terms.units()}).backward()
+        ends.append(
+            [p.grad.clone() for p in whole.parameters() if p.grad is not None] + [terms["words.2"].sum.detach()]
+        )
+    for one, two in zip(*ends, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_goes_on_behind_its_output_layer_is_read_as_a_whole():
+    base = classifiers.bert(BertForMaskedLM)
+    inner = base.cls.forward
+    base.cls.forward = lambda states: 2 * inner(states)
+    whole = MultiExit(base, (2, 4))
+    assert not whole.late
+    (_, last), batch = whole(batches(0)[0]).exits, batches(0)[0]
+    logits = base(batch["ids"], batch["mask"].long()).logits
+    torch.testing.assert_close(last.readout.at(batch["mask"]), logits[batch["mask"]], rtol=1e-4, atol=1e-4)
 
 
 def test_an_exit_reaches_the_layers_below_it_and_none_above():

@@ -7,19 +7,22 @@ import torch
 from tiny_llms import build, save, tokenizer
 
 from limbeck.core.check import LimbeckError
+from limbeck.core.signals import Signals
+from limbeck.core.terms import Clock
 from limbeck.data.prompts import prompt_batches
 from limbeck.data.samples import Sample, samples_of
 from limbeck.data.writer import Sampling, Writer
 from limbeck.losses.divergence import forward_kl, reverse_kl
 from limbeck.methods.language_models.teacher_hacking import (
+    DIVERGENCES,
     Config,
     Prompts,
-    jeffreys,
     main,
     prompts_of,
     source,
     teacher_hacking,
 )
+from limbeck.objectives.texts import per_text
 
 SMALL = {
     "oracle_prompts": 8,
@@ -91,7 +94,10 @@ def test_models_padded_differently_are_compared_on_what_all_have():
 
 def test_jeffreys_is_the_mean_of_both_kls():
     a, b = torch.randn(2, 5, 7).unbind(0)
-    torch.testing.assert_close(jeffreys(a, b), (forward_kl(a, b) + reverse_kl(a, b)) / 2)
+    a, b, answer = a[None], b[None], torch.tensor([[True, False, True, True, False]])
+    goal = per_text(*DIVERGENCES["jeffreys"])
+    (term,) = goal(Signals(logits=a), Signals(logits=b), {"answer": answer}, Clock(0, 1)).values()
+    torch.testing.assert_close(term.sum, ((forward_kl(a, b) + reverse_kl(a, b)) / 2)[answer].mean())
 
 
 def test_no_prompt_is_in_two_parts(tmp_path):

@@ -5,7 +5,7 @@ Says:       put an oracle over teacher and student: both are first fine-tuned on
             distilled from the teacher. Followed on new prompts are the distance to the teacher (proxy) and to the
             oracle (golden). On a fixed set of the teacher's texts golden turns and rises while proxy still falls; new
             texts at every visit, or more varied prompts, keep it from turning.
-Parts:      data.writer | data.rollout (Rollout, Share) | analyses.hacking (OracleWatch, per_text, bend) | core.fit
+Parts:      data.writer | data.rollout (Rollout, Share) | objectives (per_text) | analyses.hacking (OracleWatch, bend)
 Needs:      oracle, teacher and student that share a tokenizer. Signals: logits. Batch: ids, mask, targets, answer.
 Departures: any causal models or encoder-decoders, where the paper has T5. Texts that the metrics are measured on are
             written once by teacher and oracle, who do not change, so that looks differ by the student alone. Jeffreys'
@@ -23,10 +23,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from limbeck.analyses.doctor import doctor
-from limbeck.analyses.hacking import OracleWatch, distance, per_text
+from limbeck.analyses.hacking import OracleWatch, distance
 from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import one_of, require
 from limbeck.core.fit import fit
@@ -44,20 +44,21 @@ from limbeck.evaluation.model import head_width
 from limbeck.losses.divergence import forward_kl, jsd, reverse_kl
 from limbeck.methods.language_models.on_policy import batches, stage_settings
 from limbeck.models.load import Dtype, load_model
-from limbeck.objectives.tokens import hard
+from limbeck.objectives.texts import per_text
+from limbeck.objectives.tokens import Divergence, hard
 from limbeck.report.sections import Curve, KeyValues
 from limbeck.run import Run, begin, seed_all
 from limbeck.sources.model import model_source
 from limbeck.sources.vocabulary import padded
 from limbeck.students.load import load_student
 
-
-def jeffreys(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """The mean of forward and reverse KL; logits ... v -> ..."""
-    return (forward_kl(student, teacher, temperature) + reverse_kl(student, teacher, temperature)) / 2
-
-
-DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jeffreys": jeffreys, "jsd": jsd}
+DIVERGENCES: dict[str, tuple[Divergence, ...]] = {
+    "forward_kl": (forward_kl,),
+    "reverse_kl": (reverse_kl,),
+    "jeffreys": (forward_kl, reverse_kl),
+    "jsd": (jsd,),
+}
+"""What is compared; of several the mean."""
 SOURCES = ("offline", "online_teacher", "online_student")
 
 
@@ -149,7 +150,7 @@ def teacher_hacking(
     }
     oracle.to(next(student.parameters()).device)
     says, taught, truth = alike(student, teacher, oracle)
-    goal = DIVERGENCES[cfg.divergence]
+    goal = per_text(*DIVERGENCES[cfg.divergence])
     watch = OracleWatch(student, says, taught, truth, held["teacher"], held["oracle"], goal)
     gap = distance(
         taught, truth, (to_device(batch, next(teacher.parameters()).device) for batch in held["oracle"]), goal
@@ -158,7 +159,7 @@ def teacher_hacking(
     said = fit(
         Stage(
             "distil",
-            distill_step(says, taught, per_text(goal)),
+            distill_step(says, taught, goal),
             train={"student": student},
             stream=source(cfg, fixed, by["teacher"], by["student"]),
             steps=cfg.steps,

@@ -38,6 +38,7 @@ from limbeck.data.read import read_text
 from limbeck.data.stream import mlm_batches
 from limbeck.models.load import Dtype, load_model
 from limbeck.models.tokenizers import check_same_tokenizer
+from limbeck.objectives.across import pieces
 from limbeck.objectives.features import hidden
 from limbeck.objectives.tokens import hard, soft
 from limbeck.objectives.weighted import over_members, weighted
@@ -139,13 +140,10 @@ def masked_loyalty(
     """Label and probability loyalty on masked tokens, to each of ``teachers`` and their mean, beside all accuracies."""
     meter = Loyalty(weights)
     for batch in batches:
-        targets = batch["targets"][batch["answer"]].cpu()
-        said = {
-            name: source(batch).logits_at(batch["answer"]).cpu() for name, source in {"": student, **teachers}.items()
-        }
-        for part in torch.arange(len(targets)).split(AT_ONCE):
-            each = {name: logits[part].double().softmax(-1) for name, logits in said.items()}
-            meter.add(each.pop(""), each, targets[part])
+        said = {name: source(batch) for name, source in {"": student, **teachers}.items()}
+        for part in pieces(batch["answer"], AT_ONCE):
+            each = {name: signals.logits_at(part).cpu().double().softmax(-1) for name, signals in said.items()}
+            meter.add(each.pop(""), each, batch["targets"][part].cpu())
     return meter.result()
 
 
