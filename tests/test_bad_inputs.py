@@ -76,6 +76,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines(out / "pairs.jsonl", pairs)
     lines(out / "empty.jsonl", [pair | {"completion": ""} for pair in pairs])
     lines(out / "unanswered.jsonl", [{"messages": [{"role": "user", "content": "good film"}]}] * 20)
+    made = [{"text": f"{a} {b} {a} {b}", "domain": "film" if a < "m" else "book"} for a in WORDS for b in WORDS]
+    lines(out / "domains.jsonl", made)
+    lines(out / "silent.jsonl", [row | {"text": row["text"] * (row["domain"] == "film")} for row in made])
     (out / "text.txt").write_text("\n".join(f"{a} {b} {a} {b}" for a in WORDS for b in WORDS[:8]))
     (out / "nothing.txt").write_text("\n\n \n")
     tiny_classifiers.write_rows(out / "rows.jsonl")
@@ -163,6 +166,12 @@ TABLE: dict[str, tuple[list[str], str]] = {
     "distill, infinite logits": (taught("distill", "loud"), "the teacher's logits hold NaN or infinity"),
     "gkd, infinite logits": (taught("gkd", "loud"), "the teacher's logits hold NaN or infinity"),
     "teach, infinite logits": (["teach", "--teacher", "loud", "--data", "pairs.jsonl", *TEACHES], "NaN or infinity"),
+    "ddk, a domain that is not there": (
+        taught("ddk", "llama", "small", "domains.jsonl", "--domains", "code"),
+        "'code'",
+    ),
+    "ddk, a domain without text": (taught("ddk", "llama", "small", "silent.jsonl"), "'book': .*holds no text"),
+    "ddk, one domain": (taught("ddk", "llama", "small", "domains.jsonl", "--domains", "film"), "at least two of them"),
     "teach, NaN": (["teach", "--teacher", "sick", "--data", "pairs.jsonl", *TEACHES], "NaN"),
     "doctor, NaN": (["doctor", "--teacher", "sick", "--student", "llama", "--data", "pairs.jsonl"], NAN),
 }
@@ -183,6 +192,7 @@ SPOILED: dict[str, list[str]] = {
         *("--prompts", "8", "--oracle-prompts", "8", "--validation", "8", "--teacher-steps", "1"),
         *("--student-steps", "1", "--new-tokens", "4", *WRITES),
     ],
+    "ddk": taught("ddk", "sick", "small", "domains.jsonl"),
     "minilm": judged("minilm", "sick-bert", "half", "words.txt"),
     "distiller": judged("distiller", "sick-judge"),
     "well_read_students": judged("well_read_students", "sick-judge", "bert-tiny"),

@@ -30,11 +30,12 @@ from limbeck.losses.divergence import forward_kl, interpolated_cross_entropy, js
 from limbeck.objectives.across import in_pieces, shared, spans, uld
 from limbeck.objectives.classes import classes
 from limbeck.objectives.critics import mlp_critic, pair_name
-from limbeck.objectives.exits import at_exits, belongs_together
+from limbeck.objectives.exits import at_exits, belongs_together, finds_its_match
 from limbeck.objectives.features import DISTANCES, hidden, pooled
 from limbeck.objectives.intermediate import FIXED, Layers, comparison
 from limbeck.objectives.layer_maps import every
 from limbeck.objectives.named import Named
+from limbeck.objectives.pace import AdaptiveT, interpolated
 from limbeck.objectives.relations import relation
 from limbeck.objectives.texts import per_text
 from limbeck.objectives.tokens import Comparing, Comparison, hard, soft
@@ -73,7 +74,7 @@ class Net(nn.Module):
             qkv={1 + i: self.related(i, some) for i, some in enumerate(states[1:])},
             pooled=row,
             exits=exits,
-            extra=exits[-1].extra,
+            extra={**exits[-1].extra, "match": self.blocks[0](row)},
         )
 
     def read(self, states: Tensor) -> Readout:
@@ -155,6 +156,8 @@ CASES: dict[str, dict[str, Case]] = {
     "classes": {"": plain(classes(), **ROWS)},
     "at_exits": {"": plain(at_exits(weighted(words=(1.0, hard()), kl=(0.5, soft())), {1: 0.5, 2: 1.0}))},
     "belongs_together": {"": plain(belongs_together())},
+    "finds_its_match": {"": plain(finds_its_match(), alone=False)},
+    "interpolated": {"": plain(interpolated(AdaptiveT(0.4, 1.0, 0.1, 0.9)))},
     "hidden": {kind: Case(lambda ls, kind=kind: hidden(kind, projection=ls["map"]), **ONE_MAP) for kind in DISTANCES},
     "pooled": {"": Case(lambda ls: pooled(projection=ls["map"]), **ONE_MAP)},
     "relation": {

@@ -77,7 +77,7 @@ def test_a_model_cut_at_an_exit_says_what_the_exit_says(kind, tmp_path):
 @pytest.mark.parametrize("kind", [BertForMaskedLM, RobertaForMaskedLM])
 def test_losses_never_see_the_logits_of_an_exit(kind, monkeypatch):
     """Values and gradients of the fused way are those of logits, which are not computed."""
-    whole, batch, ends = model(kind=kind), batches(0)[0], []
+    whole, batch, ends = model(kind=kind), masked_words(0)[0], []
     for late in (True, False):
         whole.late = late
         whole.zero_grad()
@@ -101,7 +101,7 @@ def test_a_head_that_goes_on_behind_its_output_layer_is_read_as_a_whole():
     base.cls.forward = lambda states: 2 * inner(states)
     whole = MultiExit(base, (2, 4))
     assert not whole.late
-    (_, last), batch = whole(batches(0)[0]).exits, batches(0)[0]
+    (_, last), batch = whole(masked_words(0)[0]).exits, masked_words(0)[0]
     logits = base(batch["ids"], batch["mask"].long()).logits
     torch.testing.assert_close(last.readout.at(batch["mask"]), logits[batch["mask"]], rtol=1e-4, atol=1e-4)
 

@@ -80,9 +80,7 @@ def examined(job: Job, device: Any) -> Findings:
     return doctor(*both, job.tokenizer, batches=[first], on="labelled", taught=job.tuned)
 
 
-def with_tuned_teacher(
-    job: Job, cfg: Any, run: Started, found: Sequence[Findings] = ()
-) -> tuple[Job, dict[str, Any]]:
+def with_tuned_teacher(job: Job, cfg: Any, run: Started, found: Sequence[Findings] = ()) -> tuple[Job, dict[str, Any]]:
     """The job with its teacher fine-tuned on the labels, if it needs to be, and the student made from that teacher.
 
     Before that the doctor looks at both; ``found`` is what it has found elsewhere.
