@@ -15,14 +15,14 @@ from torch.utils.checkpoint import checkpoint
 
 from limbeck.core.batch import Batch
 from limbeck.core.check import require
-from limbeck.core.signals import Signals
+from limbeck.core.signals import Readout, Signals
 from limbeck.core.stage import Objective
 from limbeck.core.terms import Clock, Terms, Weight, per, weight_at
 from limbeck.losses.across import binary_kl
 from limbeck.losses.across import uld as sorted_distance
 from limbeck.losses.divergence import cross_entropy, upcast
 from limbeck.objectives.named import named, unit
-from limbeck.objectives.tokens import Divergence, logits_on
+from limbeck.objectives.tokens import Comparison, Divergence, compare, logits_on
 
 AT_ONCE = 256
 """Places whose logits are held at a time; the gradient computes them again."""
@@ -116,10 +116,8 @@ def chunk_log_probs(signals: Signals, batch: Batch, side: str = "") -> Tensor:
     chunk, targets, starts = (batch[side + name] for name in ("chunk", "targets", "aligned"))
     index = chunk + torch.arange(len(chunk), device=chunk.device)[:, None] * (chunk.max() + 1)
     chosen = (chunk > 0) & (targets >= 0)
-    said = [
-        checkpoint(_log_probs, signals, some, targets[some], use_reentrant=False) for some in pieces(chosen, AT_ONCE)
-    ]
-    sums = said[0].new_zeros(index.numel() + 1).index_add(0, index[chosen], torch.cat(said))
+    said = _log_probs(signals, chosen, targets)
+    sums = said.new_zeros(index.numel() + 1).index_add(0, index[chosen], said)
     return sums[index[starts]]
 
 
@@ -133,7 +131,15 @@ def _check(teacher: Tensor) -> None:
 
 
 def _log_probs(signals: Signals, places: Tensor, targets: Tensor) -> Tensor:
-    return -cross_entropy(signals.logits_at(places), targets)
+    """Log-probabilities n of ``targets`` b t at ``places`` b t, fused or in pieces."""
+    if signals.logits is None and isinstance(signals.readout, Readout):
+        nll = Comparison("nll", "places")
+        return -compare([nll], signals, signals, {"places": places, "targets": targets})[0]
+
+    def some(where: Tensor) -> Tensor:
+        return -cross_entropy(signals.logits_at(where), targets[where])
+
+    return torch.cat([checkpoint(some, where, use_reentrant=False) for where in pieces(places, AT_ONCE)])
 
 
 class Lumps:
