@@ -206,6 +206,8 @@ SPOILED: dict[str, list[str]] = {
         "20",
         *READS[2:],
     ],
+    "ernie_tiny": [*judged("ernie_tiny", "sick-judge"), "--stages", "adaptive", "specific"],
+    "further_pretraining": ["further_pretraining", "--model", "sick-bert", "--data", "rows.jsonl", *READS],
     "romanian_multi_teacher": [
         *("romanian_multi_teacher", "--teacher", "bert", "sick-bert", "--student", "every-other"),
         *("--data", "words.txt", *READS),
@@ -216,7 +218,10 @@ SPOILED: dict[str, list[str]] = {
     ],
     "vocab_trim": ["vocab_trim", "--model", "sick", "--data", "text.txt", "--heal", "2", "--size", "30", *WRITES[:4]],
 }
-SHIPPED = {"demo"}  # trains what ships with limbeck, on what ships with limbeck
+APART = {
+    "demo",  # trains what ships with limbeck, on what ships with limbeck
+    "ground_truth_self_distillation",  # begins with kernels and networks that are made anew
+}
 EARLIER = {  # found before the doctor comes
     "vocab_trim": "the trimmed LlamaForCausalLM differs from its original by nan",
 }
@@ -225,7 +230,7 @@ EARLIER = {  # found before the doctor comes
 def test_every_command_that_trains_is_tried():
     kinds = {name: config_class(command.function()) for name, command in find_commands().items()}
     trains = {name for name, kind in kinds.items() if {"steps", "heal"} & {f.name for f in dataclasses.fields(kind)}}
-    assert trains - SHIPPED == set(SPOILED)
+    assert trains - APART == set(SPOILED)
 
 
 @pytest.mark.parametrize("name", SPOILED)

@@ -36,6 +36,7 @@ from limbeck.objectives.intermediate import FIXED, Layers, comparison
 from limbeck.objectives.layer_maps import every
 from limbeck.objectives.named import Named
 from limbeck.objectives.pace import AdaptiveT, interpolated
+from limbeck.objectives.patches import reconstruction
 from limbeck.objectives.relations import relation
 from limbeck.objectives.texts import per_text
 from limbeck.objectives.tokens import Comparing, Comparison, hard, soft
@@ -57,7 +58,7 @@ class Net(nn.Module):
         self.table = nn.Embedding(tokens, width)
         self.blocks = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width)])
         self.relations = nn.ModuleList([nn.Linear(width, 3 * width), nn.Linear(width, 3 * width)])
-        self.classes, self.same = nn.Linear(width, CLASSES), nn.Linear(width, 1)
+        self.classes, self.same, self.draw = (nn.Linear(width, size) for size in (CLASSES, 1, 16))
 
     def forward(self, batch: Batch) -> Signals:
         states = [self.table(batch["ids"])]
@@ -74,7 +75,7 @@ class Net(nn.Module):
             qkv={1 + i: self.related(i, some) for i, some in enumerate(states[1:])},
             pooled=row,
             exits=exits,
-            extra={**exits[-1].extra, "match": self.blocks[0](row)},
+            extra={**exits[-1].extra, "match": self.blocks[0](row), "patches": self.drawn(row)},
         )
 
     def read(self, states: Tensor) -> Readout:
@@ -83,6 +84,10 @@ class Net(nn.Module):
     def related(self, block: int, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.relations[block](states).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
+
+    def drawn(self, row: Tensor) -> Tensor:
+        """Four patches of four pixels."""
+        return self.draw(row).unflatten(-1, (4, 4))
 
     def judge(self, batch: Batch) -> Signals:
         """Logits of classes."""
@@ -169,6 +174,7 @@ CASES: dict[str, dict[str, Case]] = {
         "mi": Case(layers("mi"), lambda: {pair_name(p): mlp_critic(WIDTH, TEACHER, 8, 4) for p in BLOCKS}, alone=False),
         "emd": Case(layers("mse", pairs=every(2, 2), plan=True), lambda: maps(every(2, 2)), alone=False),
     },
+    "reconstruction": {"": plain(reconstruction(2))},
     "per_text": {"": plain(per_text(jsd)), "two": plain(per_text(forward_kl, reverse_kl))},
     "uld": {"": plain(uld(), **ACROSS)},
     "spans": {"": plain(spans(), **ACROSS)},
@@ -189,6 +195,7 @@ def data() -> Batch:
     made["mask"] = torch.arange(made["mask"].shape[1]) < torch.tensor([3, 5, 4, 2, 12, 12, 11, 12])[:, None]
     draw = torch.Generator().manual_seed(0)
     made |= {"labels": torch.randint(CLASSES, (8,), generator=draw), "same": torch.arange(8) % 3 == 0}
+    made |= {"pixels": torch.rand(8, 1, 4, 4, generator=draw), "masked": torch.arange(4) < quota}
     return made | {"labelled": torch.tensor([1, 0, 0, 0, 1, 1, 1, 1]).bool()}
 
 

@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
+from limbeck.analyses.doctor import Findings, doctor, joined
 from limbeck.analyses.measure import measure
 from limbeck.atlas import corpora
 from limbeck.core.batch import Batch, to_device
@@ -39,7 +40,17 @@ from limbeck.data.labelled import classes_in
 from limbeck.data.read import read_text
 from limbeck.data.stream import text_batches
 from limbeck.losses.divergence import soft_cross_entropy
-from limbeck.methods.encoders.classification import ATLAS, JUDGED, decaying, fine_tune, judged, streams, task
+from limbeck.methods.encoders.classification import (
+    ATLAS,
+    JUDGED,
+    Job,
+    decaying,
+    examined,
+    fine_tune,
+    judged,
+    streams,
+    task,
+)
 from limbeck.models.classifiers import load_kin
 from limbeck.models.load import Dtype
 from limbeck.objectives.classes import classes
@@ -240,6 +251,8 @@ def main(cfg: Config) -> Path:
     data, held = general_text(cfg, tokenizer)
     run = begin(cfg, "ernie_tiny")
     engine, said = run.accelerator, {}
+    job = Job(student, teacher, tokenizer, tuned.classes, tuned.tuned, rows, stream, test)
+    run.heed(joined([examined(job, engine.device), *examined_text(job, base, held, engine.device)]))
     if engine.is_main_process:
         print_table(_plan(plan))
     if not tuned.tuned:
@@ -261,6 +274,15 @@ def main(cfg: Config) -> Path:
     measured = {"held_out": after, "before": before, "distance": found}
     table = before_and_after(f"Student and teacher on {len(rows.test)} held-out rows", before, after, JUDGED)
     return run.finish(student, tokenizer, {**said, **measured}, [table, _plan(plan, found)])
+
+
+def examined_text(job: Job, base: Any, held: Mapping[str, list[Batch]], device: Any) -> list[Findings]:
+    """What the doctor finds in the teacher that is not fine-tuned, and in the text that it is heard on."""
+    if base is None:
+        return []
+    both = model_source(job.student.base_model, hidden=[-1]), model_source(base.to(device).eval(), hidden=[-1])
+    first = [to_device(batch, device) for batch in held.get("general", [])[:1]]
+    return [doctor(*both, job.tokenizer, batches=first, on="mask", teacher_name="pre-trained teacher")]
 
 
 def general_text(cfg: Config, tokenizer: Any) -> tuple[dict[str, Any], dict[str, list[Batch]]]:

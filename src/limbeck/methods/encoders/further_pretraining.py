@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from limbeck.analyses.doctor import Findings, doctor
 from limbeck.analyses.measure import measure
 from limbeck.core.batch import Batch, to_device
 from limbeck.core.check import require
@@ -167,6 +168,7 @@ def main(cfg: Config) -> Path:
     task = task_of(cfg)
     run = begin(cfg, "further_pretraining")
     engine, folder, said = run.accelerator, run.stage_dir, dict[str, Any]()
+    run.heed(examined(task, engine.device))
     if task.general is not None:
         stage = "pretrain", task.model, task.general, cfg.pretrain_steps
         said["pretrain"] = pretrain(*stage, task.voices, replace(cfg, lr=2e-3), folder, engine)
@@ -189,6 +191,13 @@ def main(cfg: Config) -> Path:
             save_artefact(part, run.out / "encoder")
     metrics = {**said, **stages, "held_out": found, "rows": task.rows}
     return run.finish(classifier, task.reader, metrics, [_table(found, task)], cfg.model)
+
+
+def examined(task: Task, device: torch.device) -> Findings:
+    """What the doctor finds in the model and in what it is to read; of images it sees the model alone."""
+    source = task.voices.masked(task.model.to(device).eval())
+    tokenizer = task.reader if hasattr(task.reader, "get_vocab") else None
+    return doctor(source, None, tokenizer, batches=[to_device(task.masked.at(0), device)])
 
 
 def rated(cfg: Config) -> Config:
