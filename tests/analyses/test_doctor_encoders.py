@@ -113,6 +113,9 @@ def test_states():
     assert found.well, found
     assert {finding.check for finding in found.found} == {"tokenizers", "number formats", "row lengths", "speech"}
     assert told(found, "speech", "ok")[0].startswith("student: states up to ")
+    whole = model_source(classifiers.bert(seed=1), hidden=[-1])
+    found_in_classifier = doctor(ours, whole, classifiers.tokenizer(), **asked)
+    assert told(found_in_classifier, "speech", "ok")[1].startswith("teacher: states up to ")
     models[1].encoder.layer[0].output.dense.weight.data *= torch.inf
     found = doctor(ours, theirs, classifiers.tokenizer(), **asked)
     assert told(found, "speech", "stop") == [

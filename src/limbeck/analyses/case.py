@@ -183,10 +183,8 @@ def _joined(name: str, parts: Sequence[Tensor]) -> Tensor:
 def listen(source: Source, batch: Batch, places: Tensor, targets: Tensor | None) -> Trial | None:
     """What ``source`` says at ``places`` b t (or rows b) of ``batch``; None if it says nothing about them."""
     said = source(batch)
-    if said.readout is None and said.logits is None:
+    if said.readout is None and (said.logits is None or said.logits.dim() != places.dim() + 1):
         return _states(said, batch)
-    if said.logits is not None and said.logits.dim() != places.dim() + 1:
-        return None
     nats, finite, largest, width = [], True, 0.0, 0
     for some in _pieces(places):
         logits = (said.logits[some] if said.logits is not None else said.logits_at(some)).float()
