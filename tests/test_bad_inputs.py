@@ -197,13 +197,7 @@ SPOILED: dict[str, list[str]] = {
     "distiller": judged("distiller", "sick-judge"),
     "well_read_students": judged("well_read_students", "sick-judge", "bert-tiny"),
     "modular_encoder": [
-        "modular_encoder",
-        "--model",
-        "sick-bert",
-        "--data",
-        "places.jsonl",
-        "--length",
-        "20",
+        *("modular_encoder", "--model", "sick-bert", "--data", "places.jsonl", "--length", "20"),
         *READS[2:],
     ],
     "ernie_tiny": [*judged("ernie_tiny", "sick-judge"), "--stages", "adaptive", "specific"],
@@ -219,6 +213,7 @@ SPOILED: dict[str, list[str]] = {
     "vocab_trim": ["vocab_trim", "--model", "sick", "--data", "text.txt", "--heal", "2", "--size", "30", *WRITES[:4]],
 }
 APART = {
+    "auto_distiller",  # trains by runs of distiller
     "demo",  # trains what ships with limbeck, on what ships with limbeck
     "ground_truth_self_distillation",  # begins with kernels and networks that are made anew
 }

@@ -128,7 +128,7 @@ def request(teacher: Server, prompt: str):
 
 def test_the_server_says_when_to_come_back_and_everybody_hears_it(server, tmp_path):
     teacher = ask(server, tmp_path, concurrency=4)
-    server.fail("429:0.5")
+    server.fail("429:1")
     teacher.texts(prompts(12), FEW)
     waited = max(b - a for a, b in zip(server.times, server.times[1:], strict=False))
     assert waited > 0.35, "those under way come in, then nobody asks"
