@@ -11,7 +11,10 @@ Departures: any masked language model in the place of StarCoder2 without its cau
             for retrieval, with a projection for each exit, is not here.
 Checked:    from the equations (no training code was released): both losses at each exit and their weighted sum; models
             cut at an exit predict what the exit does.
-Claim:      none measured yet.
+Claim:      claims/modular_encoder.py, against training the last exit alone. Early exits are far better for it (3.95
+            against 4.94 nats a word after 1 of 4 layers) and the last pays 1 %; but the first is 4.5 % behind an
+            encoder of one layer trained alone, where the paper has exits ahead. Whether texts belong together stayed a
+            guess at every exit of every arm.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ Checked:    metrics against exact enumeration of all texts of a small Markov cha
             shape; the sources by what they write.
 Claim:      claims/teacher_hacking.py, offline against online texts, with a teacher whose error is made rough. Offline,
             the golden distance turns and ends 1.23 to 1.31 times its least; new texts never turn and end nearer to the
-            oracle than their teacher is. But proxy rises too, so by the paper's definition no student was a hacker.
+            oracle than their teacher is. But proxy rises too, so by the paper's definition this is no hacking yet.
 """
 
 from __future__ import annotations
