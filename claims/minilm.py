@@ -131,7 +131,7 @@ def checks(rows: list[dict[str, Any]], means: dict[str, Any]) -> list[dict[str, 
     seeds = len({row["seed"] for row in rows})
     value = {name: means[name]["values_kl"]["mean"] for name in METHODS}
     attention = {name: means[name]["attention_kl"]["mean"] for name in METHODS}
-    probes = wins(rows, "sst2_probe", "mlm_only", "minilm")
+    probes, hidden_probes = (wins(rows, "sst2_probe", other, "minilm") for other in ("mlm_only", "hidden_mse"))
     others = ("hidden_mse", "mlm_only")
     gain, cost = value["attention_only"] / value["minilm"], attention["minilm"] / attention["attention_only"]
     return [
@@ -150,6 +150,11 @@ def checks(rows: list[dict[str, Any]], means: dict[str, Any]) -> list[dict[str, 
             "claim": "the SST-2 probe is above masked language modelling at equal steps",
             "holds": probes == seeds,
             "seen": f"{probes} of {seeds} seeds",
+        },
+        {
+            "claim": "... and above hidden-state MSE",
+            "holds": hidden_probes == seeds,
+            "seen": f"{hidden_probes} of {seeds} seeds",
         },
     ]
 

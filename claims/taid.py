@@ -93,6 +93,7 @@ def checks(rows: list[dict[str, Any]], means: dict[str, Any]) -> list[dict[str, 
     calm = wins(rows, "loss_sd", "taid", "forward_kl")
     reverse = wins(rows, "reverse_kl", "taid", "forward_kl")
     forward = wins(rows, "forward_kl", "taid", "reverse_kl")
+    quality = [wins(rows, "student_nll", "taid", other) for other in ("forward_kl", "reverse_kl")]
     ratio = means["taid"]["forward_kl"]["mean"] / means["forward_kl"]["forward_kl"]["mean"]
     return [
         {
@@ -114,6 +115,11 @@ def checks(rows: list[dict[str, Any]], means: dict[str, Any]) -> list[dict[str, 
             "claim": "final forward KL below that of a student trained by reverse KL",
             "holds": forward == seeds,
             "seen": f"{forward} of {seeds} seeds",
+        },
+        {
+            "claim": "unseen text is predicted better than after forward KL and after reverse KL",
+            "holds": quality == [seeds, seeds],
+            "seen": f"{quality[0]} and {quality[1]} of {seeds} seeds",
         },
     ]
 

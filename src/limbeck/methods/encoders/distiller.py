@@ -14,7 +14,9 @@ Departures: the critic reads the first token of each row and contrasts rows; the
             exp(30) go on as lines.
 Checked:    released code: the bound and its gradient at five alphas, TUBA, NWJ, a critic and its gradient, the limits;
             distances of states, attention and layer pairs; EMD's cost, plan and loss. Where it errs, the formula.
-Claim:      none measured yet.
+Claim:      claims/distiller.py, MI-alpha against distances and the logits alone; it does not hold there. On 60 intents
+            MI-alpha ends behind all of them in every seed, by 0.1 to 1.2 points; but the room is small, as the logits
+            alone reach the teacher's accuracy. Squared error comes nearest to the teacher.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ Departures: any causal models or encoder-decoders, where the paper has T5. Texts
             divergence is the mean of both KLs.
 Checked:    metrics against exact enumeration of all texts of a small Markov chain; hacked and bend on curves of known
             shape; the sources by what they write.
-Claim:      claims/teacher_hacking.py, offline against online texts.
+Claim:      claims/teacher_hacking.py, offline against online texts, with a teacher whose error is made rough. Offline,
+            the golden distance turns and ends 1.23 to 1.31 times its least; new texts never turn and end nearer to the
+            oracle than their teacher is. But proxy rises too, so by the paper's definition this is no hacking yet.
 """
 
 from __future__ import annotations
