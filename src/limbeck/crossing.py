@@ -31,14 +31,14 @@ import torch
 from limbeck.analyses.agreement import ByRow, agreement
 from limbeck.core.batch import Batch
 from limbeck.core.check import LimbeckError, require
-from limbeck.core.signals import Source, model_behind
+from limbeck.core.signals import Source
 from limbeck.core.stage import Objective
 from limbeck.core.terms import Weight
 from limbeck.data.crossed import crossed_batches, row_batches, text_rows
 from limbeck.data.pairs import causal_batches
 from limbeck.data.spelling import Events, shared_events
 from limbeck.data.stream import Batches, lm_batches
-from limbeck.evaluation.model import head_width
+from limbeck.evaluation.model import logits_of
 from limbeck.losses.divergence import forward_kl
 from limbeck.models.tokenizers import check_same_tokenizer
 from limbeck.objectives.across import chunk_log_probs, in_pieces, lumps_of, pieces, shared
@@ -113,7 +113,7 @@ def across(student: Source, teacher: Source, tokenizer: Any, teacher_tokenizer: 
     if reason := differ(*tokenizers):
         note = f"{reason}; compared where both have read the same bytes, by what their tokens spell"
         return made(student, elsewhere(teacher), "different", note, events=shared_events(*tokenizers))
-    widths = [_width(source) for source in (student, teacher)]
+    widths = [logits_of(source) for source in (student, teacher)]
     size = _tokens(tokenizer)
     for width, whose in zip(widths, ("student", "teacher"), strict=True):
         require(
@@ -174,11 +174,6 @@ def differ(ours: Any, theirs: Any) -> str:
         sizes = f"{_tokens(ours)} and {_tokens(theirs)} tokens"
         return f"student and teacher read by different tokenizers of {sizes}"
     return ""
-
-
-def _width(source: Source) -> int | None:
-    """How many logits a source gives, if that is known without asking it."""
-    return head_width(model_behind(source)) or getattr(source, "width", None)
 
 
 def _tokens(tokenizer: Any) -> int:

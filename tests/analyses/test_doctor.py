@@ -15,6 +15,7 @@ from limbeck.crossing import across
 from limbeck.data.crossed import row_batches, text_rows
 from limbeck.data.stream import lm_batches, mlm_batches
 from limbeck.sources.model import model_source
+from limbeck.sources.vocabulary import padded
 
 KIND = "byte level"
 NO_ENDS = {"bos_token_id": None, "eos_token_id": None}
@@ -157,6 +158,18 @@ def test_output_layers():
         "one is padded further than the other: the first 410 rows are compared"
     ]
     assert "teacher: 410 rows for 400 tokens" in asked(found, "output layers", "ok")
+
+
+def test_output_layers_of_a_teacher_that_is_not_here():
+    class Kept:
+        width = 405
+
+        def __call__(self, batch):
+            return Signals()
+
+    found = doctor(model_source(llama(416)), padded(Kept(), 405), cutter(KIND))
+    (told,) = asked(found, "output layers", "note")
+    assert told.endswith("the first 405 rows are compared")
 
 
 def test_caps_and_scales():

@@ -3,11 +3,14 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from chat_tokenizers import BRACKETS, CHATML, MARKED, THINKING, by_bytes, by_pieces
 from cutters import KINDS, cutter
+from tiny_served import sentencepiece
 
+from limbeck.core.check import LimbeckError
 from limbeck.data.chats import as_chat
 from limbeck.data.crossed import collate, crossed_batches, row, supervised_rows
 from limbeck.data.laid_out import chat_cuts, laid_out
@@ -119,3 +122,52 @@ def test_long_conversations_are_cut_and_rows_without_an_answer_left_out(tmp_path
     assert len(rows) == 2
     assert max(len(side.ids) for pair in rows for side in pair) <= 60
     assert all(pair.ours.chunk.any() for pair in rows)
+
+
+def talk(*answers):
+    turns = [
+        {"role": role, "content": text} for said in answers for role, text in (("user", "yes?"), ("assistant", said))
+    ]
+    return as_chat({"messages": turns}, "here:1")
+
+
+def test_every_turn_has_an_end_to_compare():
+    """After </s> some tokenizers open what follows with an empty piece, which is not the end of the turn."""
+    ours, theirs = by_bytes(CHATML), sentencepiece()
+    theirs.chat_template = BRACKETS.replace("{{ bos_token }}", "")
+    cuts = chat_cuts(talk("no", "hello there", "yes"), ours, theirs)
+    assert "</s>▁" in "".join(theirs.convert_ids_to_tokens(cuts[1].ids.tolist()))
+    pairs = [
+        (cut.ids == tokenizer.eos_token_id) & cut.keep for cut, tokenizer in zip(cuts, (ours, theirs), strict=True)
+    ]
+    marks = [cut.ends[which] for cut, which in zip(cuts, pairs, strict=True)]
+    assert marks[0].tolist() == marks[1].tolist()
+    assert len(marks[0]) == 3
+    made = row(*cuts)
+    assert made.theirs.chunk[np.flatnonzero(pairs[1]) - 1].all()
+
+
+@pytest.mark.parametrize("answer", ["d", "end", "im", "i", "s"])
+def test_an_answer_that_the_mark_behind_it_holds_too(answer):
+    ours, theirs = by_bytes(CHATML), by_pieces(BRACKETS)
+    made = row(*chat_cuts(talk(answer), ours, theirs))
+    assert made.ours.chunk.any()
+    batch = collate([made])
+    assert int(batch["targets"][0][batch["aligned"][0]][0]) in ours(answer)["input_ids"]
+
+
+def test_what_is_cut_or_left_out_is_said(tmp_path, capsys):
+    short, long = (
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": "no"}]
+        for asked in ("yes?", "hello there " * 40)
+    )
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": one}) for one in (short, long)))
+    both = by_bytes(CHATML), by_pieces(BRACKETS)
+    assert len(supervised_rows(path, *both, 60)) == 1
+    assert (
+        "1 of 2 conversations are longer than 60 tokens and cut at their end, and 1 of them left"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(LimbeckError, match="no conversation has an answer of the assistant's within 2 tokens; raise"):
+        supervised_rows(path, *both, 2)

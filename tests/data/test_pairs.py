@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from limbeck.core.batch import IGNORE
 from limbeck.core.check import LimbeckError
 from limbeck.data.held import hold_out
-from limbeck.data.pairs import causal_batches, has_pairs, pair_batches, read_pairs, seq2seq_batches
+from limbeck.data.pairs import causal_batches, has_ids, has_pairs, pair_batches, read_ids, read_pairs, seq2seq_batches
 from limbeck.data.stream import Batches
 
 
@@ -161,3 +161,25 @@ def test_too_little_data_is_measured_where_it_is_trained():
     assert (split.held_out, split.name) == (False, "training_rows")
     assert [row for batch in split.batches for row in batch["rows"]] == list(range(8))
     assert {row for batch in split.stream.take(9) for row in batch["rows"]} == set(range(9))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"ids": [1, 2, 3], "keep": [1, 2]}, r"keep: expected runs \[begin, end\) within the row's 3 tokens, .* 1$"),
+        ({"ids": [1, 2, 3], "keep": [[1, 4]]}, r"within the row's 3 tokens, but it holds \[1, 4\]"),
+        ({"ids": ["a", 2], "keep": [[1, 2]]}, "expected token ids, whole numbers from 0 on, but it holds 'a'"),
+        ({"ids": [1, -2], "keep": [[1, 2]]}, "expected token ids, whole numbers from 0 on, but it holds -2"),
+    ],
+)
+def test_rows_of_ids_that_are_none(tmp_path, row, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(LimbeckError, match=rf"rows.jsonl:1: .*{message}"):
+        read_ids(path, 8)
+
+
+def test_a_text_with_an_id_of_its_own_is_a_text(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "some words", "ids": [7]}))
+    assert not has_ids(path)

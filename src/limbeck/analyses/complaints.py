@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from limbeck.analyses.case import Case, Said, Side
-from limbeck.evaluation.model import head_width, table_height
+from limbeck.evaluation.model import logits_of, table_height
 
 PROBE = "A probe: 12 words, Ünïcode & ends.\nWith lines"
 
@@ -78,9 +78,10 @@ def output_layers(case: Case) -> Iterator[Said]:
     """There is a row for every token, in the table and in the output layer; what is more is padding."""
     widths = {}
     for side in case.sides:
-        if side.model is None or side.tokenizer is None:
+        if side.tokenizer is None:
             continue
-        tokens, width, height = _tokens(side.tokenizer), head_width(side.model), table_height(side.model)
+        tokens, width = _tokens(side.tokenizer), logits_of(side.source)
+        height = None if side.model is None else table_height(side.model)
         for rows, what in ((width, "output layer"), (height, "table of embeddings")):
             if rows is not None and rows < tokens:
                 yield "stop", f"the {side.name}'s {what} has {rows} rows, but its tokenizer {tokens} tokens"

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from limbeck.core.check import LimbeckError
 
+STORE = "store.json"
+"""What makes a folder a store of what a teacher said (``data.store``), and not a model."""
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:

@@ -108,8 +108,13 @@ class Signals:
 Source = Callable[[Batch], Signals]
 
 
-def model_behind(source: Source) -> Any:
-    """The model that a source asks, through whatever was put around it; None if there is none."""
+def innermost(source: Source) -> Any:
+    """What a source asks in the end, through whatever was put around it."""
     while not hasattr(source, "model") and hasattr(source, "source"):
         source = source.source
-    return getattr(source, "model", None)
+    return source
+
+
+def model_behind(source: Source) -> Any:
+    """The model that a source asks, through whatever was put around it; None if there is none."""
+    return getattr(innermost(source), "model", None)

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch, next_token_batch
 from limbeck.core.check import require
+from limbeck.core.track import say
 from limbeck.data.align import Cut, agree, cuts, join, mark, silent, words
 from limbeck.data.chats import as_chat, is_chat
 from limbeck.data.laid_out import chat_cuts
-from limbeck.data.pairs import as_pair, has_pairs
+from limbeck.data.pairs import as_pair, has_pairs, say_fitted
 from limbeck.data.read import read_rows, read_text
 from limbeck.data.stream import Batches, lengths_mask, pad
 from limbeck.data.turns import use_template
@@ -57,7 +58,7 @@ def crossed_batches(source: str | Path, ours: Any, theirs: Any, length: int, bat
     aligned, and where no row agrees anywhere.
     """
     if has_pairs(source):
-        return row_batches(list(supervised_rows(source, ours, theirs, length)), batch, seed)
+        return row_batches(supervised_rows(source, ours, theirs, length), batch, seed)
     return row_batches(list(text_rows(read_text(source), ours, theirs, length)), batch, seed)
 
 
@@ -71,21 +72,29 @@ def row_batches(rows: Sequence[Row], batch: int, seed: int = 0) -> Batches:
     return Batches(rows, collate, batch, seed)
 
 
-def supervised_rows(source: str | Path, ours: Any, theirs: Any, length: int) -> Iterator[Row]:
+def supervised_rows(source: str | Path, ours: Any, theirs: Any, length: int) -> list[Row]:
     """Conversations and pairs of ``source`` (``data.pairs.read_supervised``); what is learned is compared.
 
-    Each side lays conversations out by its own chat template. A row in which no answer is left within ``length`` tokens
-    is left out.
+    Each side lays conversations out by its own chat template. One that is too long for a side is cut there at its end,
+    and left out where a side has no answer left; it is said how many.
     """
+    made, long, gone = list[Row](), 0, 0
     for where, one in read_rows(source):
-        if is_chat(one):
-            for tokenizer in (ours, theirs):
-                use_template(tokenizer)
-            made = row(*(_part(cut, 0, length) for cut in chat_cuts(as_chat(one, where), ours, theirs)))
-            if made.ours.keep.any() and made.theirs.keep.any():
-                yield made
+        if not is_chat(one):
+            made.append(_pair_row(one, ours, theirs, length, where))
+            continue
+        for tokenizer, whose in ((ours, "student"), (theirs, "teacher")):
+            if note := use_template(tokenizer):
+                say(f"{source}: {note} ({whose})")
+        cuts = chat_cuts(as_chat(one, where), ours, theirs)
+        long += any(len(cut.ids) > length for cut in cuts)
+        both = row(*(_part(cut, 0, length) for cut in cuts))
+        if both.ours.keep.any() and both.theirs.keep.any():
+            made.append(both)
         else:
-            yield _pair_row(one, ours, theirs, length, where)
+            gone += 1
+    say_fitted(len(made), long, gone, length, str(source))
+    return made
 
 
 def _pair_row(one: dict[str, Any], ours: Any, theirs: Any, length: int, where: str) -> Row:

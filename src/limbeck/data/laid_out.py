@@ -22,7 +22,7 @@ def chat_cuts(chat: Chat, ours: Any, theirs: Any) -> tuple[Cut, Cut]:
     said = [spoken(chat, tokenizer) for tokenizer in (ours, theirs)]
     learned = [one for one, taught in zip(chat.messages, chat.taught, strict=True) if taught]
     answers = [str(one.get("content") or "").strip() for one in learned]
-    found = [_found(each, answers) for each in said]
+    found = [_found(each, answers, tokenizer) for each, tokenizer in zip(said, (ours, theirs), strict=True)]
     cuts = []
     for tokenizer, each, parts in zip((ours, theirs), said, found, strict=True):
         both = [part if None not in twin else None for part, twin in zip(parts, zip(*found, strict=True), strict=True)]
@@ -52,19 +52,30 @@ def laid_out(
         inner = (read > at[first]) & (read <= at[last])
         ends[inner] = read[inner] - at[first] + size + 2
         ends[read == at[first]] = size + 2
-        ends[(read == at[end]) & (end > last)] = size + at[last] - at[first] + 3
+        if end > last:  # by the first token that is through: an empty piece may open what follows
+            ends[np.flatnonzero(read == at[end])[:1]] = size + at[last] - at[first] + 3
         size += at[last] - at[first] + 3
     if row is not None and row.ids.tolist() != list(ids):
         raise LimbeckError("the chat template's text is cut in two ways by one tokenizer; this is a fault of limbeck")
     return Cut(np.asarray(ids, np.int32), ends, keep if row is None else row.keep, size)
 
 
-def _found(said: Spoken, answers: Sequence[str]) -> list[Span | None]:
-    """The characters of each answer at the end of its turn; None where they are not there as they are."""
+def _found(said: Spoken, answers: Sequence[str], tokenizer: Any) -> list[Span | None]:
+    """The characters of each answer in its turn; None where they are not there as they are."""
     if len(said.turns) != len(answers):
         return [None] * len(answers)
-    places = [said.text.rfind(answer, *turn) for answer, turn in zip(answers, said.turns, strict=True)]
-    return [(at, at + len(a)) if a and at >= 0 else None for a, at in zip(answers, places, strict=True)]
+    return [_place(answer, said.text, *turn, tokenizer) for answer, turn in zip(answers, said.turns, strict=True)]
+
+
+def _place(answer: str, text: str, begin: int, end: int, tokenizer: Any) -> Span | None:
+    """Where ``answer`` stands in a turn: before the mark that ends it, which may hold the same letters."""
+    turn = text[begin:end].rstrip()
+    mark = max((m for m in tokenizer.all_special_tokens if m and turn.endswith(m)), key=len, default="")
+    turn = turn.removesuffix(mark).rstrip()
+    if not answer or not (turn.endswith(answer) or text.count(answer, begin, end) == 1):
+        return None
+    at = begin + len(turn) - len(answer) if turn.endswith(answer) else text.find(answer, begin, end)
+    return at, at + len(answer)
 
 
 def _bytes(text: str) -> list[int]:

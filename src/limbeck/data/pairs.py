@@ -74,12 +74,12 @@ def is_supervised(where: str, first: dict[str, Any]) -> bool:
 
 
 def has_ids(source: str | Path) -> bool:
-    """Whether the first row of ``source`` is token ids."""
-    return "ids" in next(iter(read_rows(source)))[1]
+    """Whether the first row of ``source`` is token ids and what of them is learned."""
+    return {"ids", "keep"} <= next(iter(read_rows(source)))[1].keys()
 
 
 def read_ids(source: str | Path, length: int) -> list[Row]:
-    """Rows of token ids, at most ``length`` of them: ``ids``, and ``keep``, the runs [begin, end] that are learned.
+    """Rows of token ids, at most ``length`` of them: ``ids``, and ``keep``, the runs [begin, end) that are learned.
 
     ``limbeck teach --import`` writes them; cut rows would be others than the teacher was asked about.
     """
@@ -89,11 +89,26 @@ def read_ids(source: str | Path, length: int) -> list[Row]:
         require(
             len(ids) <= length, f"{where}: has {len(ids)} tokens, but rows are to have at most {length}; raise --length"
         )
-        keep = np.zeros(len(ids), bool)
-        for begin, end in runs:
-            keep[begin:end] = True
-        found.append(row(ids, keep))
+        found.append(row(_whole(ids, f"{where}: ids"), _learned(runs, len(ids), f"{where}: keep")))
     return found
+
+
+def _whole(ids: list[Any], where: str) -> list[int]:
+    odd = next((value for value in ids if type(value) is not int or value < 0), None)
+    require(odd is None, f"{where}: expected token ids, whole numbers from 0 on, but it holds {odd!r}")
+    return ids
+
+
+def _learned(runs: list[Any], size: int, where: str) -> np.ndarray:
+    keep = np.zeros(size, bool)
+    for run in runs:
+        pair = isinstance(run, list) and len(run) == 2 and all(type(value) is int for value in run)
+        require(
+            pair and 0 <= run[0] <= run[1] <= size,
+            f"{where}: expected runs [begin, end) within the row's {size} tokens, but it holds {run!r}",
+        )
+        keep[run[0] : run[1]] = True
+    return keep
 
 
 def read_supervised(source: str | Path, tokenizer: Any, length: int) -> list[Row]:
@@ -170,12 +185,17 @@ def _fitted(rows: list[Row], length: int, source: str) -> list[Row]:
     """Rows cut at their end to ``length``, without those that then have nothing to predict."""
     cut = [Row(one.ids[:length], one.keep[:length]) for one in rows]
     kept = [one for one in cut if one.keep.any()]
-    require(kept, f"{source}: no conversation has an answer of the assistant's within {length} tokens; raise --length")
-    if long := sum(one.size > length for one in rows):
-        gone = len(rows) - len(kept)
-        left = f", and {gone} of them left out, for no answer stands before the cut" if gone else ""
-        say(f"{source}: {long} of {len(rows)} conversations are longer than {length} tokens and cut at their end{left}")
+    say_fitted(len(kept), sum(one.size > length for one in rows), len(rows) - len(kept), length, source)
     return kept
+
+
+def say_fitted(kept: int, long: int, gone: int, length: int, source: str) -> None:
+    """Say how many conversations were too ``long`` and how many of them are ``gone``; refuse if none is ``kept``."""
+    require(kept, f"{source}: no conversation has an answer of the assistant's within {length} tokens; raise --length")
+    if long:
+        left = f", and {gone} of them left out, for no answer stands before the cut" if gone else ""
+        which = f"{long} of {kept + gone} conversations"
+        say(f"{source}: {which} are longer than {length} tokens and cut at their end{left}")
 
 
 def as_pair(row: dict[str, Any], tokenizer: Any, length: int, where: str) -> Pair:

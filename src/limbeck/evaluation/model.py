@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.check import LimbeckError, require
+from limbeck.core.signals import Source, innermost
 from limbeck.evaluation.cache import quiet
 
 
@@ -85,6 +86,12 @@ def head_width(lm: Any) -> int | None:
     """Rows of the output layer, the number of logits; None where there is no such layer."""
     layer = lm.get_output_embeddings() if hasattr(lm, "get_output_embeddings") else None
     return getattr(layer, "out_features", None)
+
+
+def logits_of(source: Source) -> int | None:
+    """How many logits a source has to give, if that is known without asking it: its model's, or a store's."""
+    inner = innermost(source)
+    return head_width(inner.model) if hasattr(inner, "model") else getattr(inner, "width", None)
 
 
 def start_token(lm: Any) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from limbeck.core.check import LimbeckError, first_line, require
+from limbeck.core.save import STORE
 
 Kind = Literal["base", "masked", "causal", "language", "pretraining", "saved"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -58,7 +59,7 @@ def load_network(name: str | Path, kind: Kind, dtype: Dtype | Literal["auto"] = 
     """The model alone: ``load_model`` without a tokenizer."""
     where, what = place(name), f"{str(name)!r} as a {kind} model"
     require(
-        not (Path(where) / "store.json").is_file(),
+        not (Path(where) / STORE).is_file(),
         f"{str(name)!r} is a store of what a teacher said (limbeck teach), but here the model itself is needed; what "
         "compares logits on fixed data takes a store",
     )

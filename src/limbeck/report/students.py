@@ -66,7 +66,7 @@ class Contest:
     def sections(self) -> list[Section]:
         """The tables of a report."""
         rivals = [gap(one, other, self.found) for one, other in self._rivals()]
-        return [standing(self.found, self.name), *rivals, prices(self.costs, next(iter(self.costs)))]
+        return [standing(self.found, self.name), *rivals, prices(self.costs, "teacher")]
 
     def print(self) -> None:
         """The same tables on the terminal."""
@@ -119,20 +119,18 @@ def gap(one: str, other: str, models: Mapping[str, ByRow]) -> Table:
 
 
 def prices(costs: Mapping[str, Mapping[str, float]], reference: str) -> Table:
-    """Size and speed of each model, and how many times smaller and faster than ``reference`` it is."""
-    base = costs[reference]
+    """Size and speed of each model, and how many times smaller and faster than ``reference``, if that is among them."""
+    columns, base = ["", "million parameters", "MB", "tokens a second"], costs.get(reference)
     cells: list[list[Cell]] = [
-        [
-            name,
-            cost["parameters"] / 1e6,
-            cost["megabytes"],
-            cost["tokens_per_second"],
-            base["parameters"] / cost["parameters"],
-            cost["tokens_per_second"] / base["tokens_per_second"],
-        ]
-        for name, cost in costs.items()
+        [name, cost["parameters"] / 1e6, cost["megabytes"], cost["tokens_per_second"]] for name, cost in costs.items()
     ]
-    columns = ["", "million parameters", "MB", "tokens a second", "times smaller", "times faster"]
+    if base is not None:
+        columns += ["times smaller", "times faster"]
+        for row, cost in zip(cells, costs.values(), strict=True):
+            row += [
+                base["parameters"] / cost["parameters"],
+                cost["tokens_per_second"] / base["tokens_per_second"],
+            ]
     return Table("Size and speed", columns, cells, "Tokens read a second in one forward pass of the held-out rows.", 2)
 
 

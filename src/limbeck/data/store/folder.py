@@ -27,12 +27,12 @@ import numpy as np
 import torch
 
 from limbeck.core.check import LimbeckError, require
-from limbeck.core.save import load_tensors, read_json, save_tensors
+from limbeck.core.save import STORE, load_tensors, read_json, save_tensors
 from limbeck.data.store.book import Book
 from limbeck.data.store.shards import AGAIN, Shard
 
 FORMAT = 1
-CARD, BOOK, DONE, SHARDS, TEACHER = "store.json", "book.safetensors", "done.json", "shards", "teacher"
+CARD, BOOK, DONE, SHARDS, TEACHER = STORE, "book.safetensors", "done.json", "shards", "teacher"
 TABLES = ("rarity", "widths", "shares", "directions", "scales")
 
 
