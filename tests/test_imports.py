@@ -27,7 +27,7 @@ ROOMS = {
     "atlas": {*PARTS, "data"},
 }
 OUTSIDE = {
-    "losses": {"torch", "math"},
+    "losses": {"torch", "math", "triton"},
     "core": {"torch", "accelerate", "safetensors", "numpy", "rich"},
     "models": {"torch", "transformers"},
 }

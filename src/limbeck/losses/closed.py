@@ -9,7 +9,7 @@ What is not finite here (a logit of -inf on one side, say) is left to the functi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,17 +26,17 @@ IGNORE = -100
 class Rows:
     """Logits r v of student and teacher after the temperature, and what the closed forms want to know of them.
 
-    Everything is computed in place: ``gap`` takes the teacher's buffer, ``out`` may be the student's, and ``spare`` are
-    three more.
+    Everything is computed in place: ``gap`` takes the teacher's buffer, ``out`` may be the student's, and ``spare``
+    gives up to three more to whoever wants them, by number.
     """
 
-    def __init__(self, student: Tensor, teacher: Tensor | None, out: Tensor, spare: Sequence[Tensor]) -> None:
+    def __init__(self, student: Tensor, teacher: Tensor | None, out: Tensor, spare: Callable[[int], Tensor]) -> None:
         self.student, self.teacher, self.out, self.spare = student, teacher, out, spare
 
     def q(self) -> Tensor:
         """Q, r v."""
         self.top_q = self.student.amax(-1, keepdim=True)
-        q = torch.softmax(self.student, -1, out=self.spare[0])
+        q = _softmax(self.student, self.spare(0))
         self.log_q = -q.amax(-1, keepdim=True).log()  # the logarithm of the sum of exp(logit - top)
         return q
 
@@ -44,7 +44,7 @@ class Rows:
         """P, r v."""
         assert self.teacher is not None
         self.top_p = self.teacher.amax(-1, keepdim=True)
-        p = torch.softmax(self.teacher, -1, out=self.spare[1])
+        p = _softmax(self.teacher, self.spare(1))
         self.log_p = -p.amax(-1, keepdim=True).log()
         return p
 
@@ -58,6 +58,16 @@ class Rows:
 Divergence = Callable[..., Tensor]
 Form = Callable[..., tuple[Tensor, float]]
 """Rows and settings -> values r, and a factor; the gradient for the student's logits is that factor times ``out``."""
+
+
+def _softmax(logits: Tensor, into: Tensor) -> Tensor:
+    """Probabilities whose sum is 1 to the last digit: on CPUs PyTorch's own is off by some 4e-6 for 65,536 tokens.
+
+    (It adds them up one by one, and ``sum`` pairwise. Where P and Q have little in common, the error of the gradient of
+    ``jsd`` is 20 times as large without this; it takes 1.5 % of the time.)
+    """
+    shares = torch.softmax(logits, -1, out=into)
+    return shares if shares.is_cuda else shares.mul_(1 / shares.sum(-1, keepdim=True))
 
 
 def _sum(a: Tensor, b: Tensor, into: Tensor) -> Tensor:
@@ -83,7 +93,7 @@ def reverse_kl(rows: Rows) -> tuple[Tensor, float]:
 
 def skew_forward_kl(rows: Rows, alpha: float = 0.1) -> tuple[Tensor, float]:
     """With w = P / M: gradient (1 - alpha) Q (sum_v Q w - w)."""
-    _share(alpha)
+    share_in(alpha)
     if alpha == 0:
         return forward_kl(rows)
     q, p, gap = rows.q(), rows.p(), rows.gap()
@@ -97,7 +107,7 @@ def skew_forward_kl(rows: Rows, alpha: float = 0.1) -> tuple[Tensor, float]:
 
 def skew_reverse_kl(rows: Rows, alpha: float = 0.1) -> tuple[Tensor, float]:
     """With f = log(M / Q) + alpha Q / M: gradient Q (sum_v Q f - f)."""
-    _share(alpha)
+    share_in(alpha)
     if alpha == 0:
         return reverse_kl(rows)
     q, p, gap = rows.q(), rows.p(), rows.gap()
@@ -111,12 +121,12 @@ def skew_reverse_kl(rows: Rows, alpha: float = 0.1) -> tuple[Tensor, float]:
 
 def jsd(rows: Rows, beta: float = 0.5) -> tuple[Tensor, float]:
     """With f = log(M / Q): gradient (1 - beta) Q (sum_v Q f - f)."""
-    _share(beta)
+    share_in(beta)
     if beta in (0, 1):
         return reverse_kl(rows) if beta else forward_kl(rows)
     q, p, gap = rows.q(), rows.p(), rows.gap()
     mixture = _mixture(rows, gap, beta)
-    log_w = torch.clamp(gap, max=0, out=rows.spare[2]).sub_(mixture)  # log(P / M)
+    log_w = torch.clamp(gap, max=0, out=rows.spare(2)).sub_(mixture)  # log(P / M)
     of_p = _sum(p, log_w, p)
     f = gap.clamp_(min=0).add_(mixture)
     of_q = _sum(q, f, p)
@@ -132,7 +142,7 @@ def _mixture(rows: Rows, gap: Tensor, share: float) -> Tensor:
     relative = torch.abs(gap, out=rows.out).neg_().expm1_()
     if share == 0.5:
         return relative.mul_(0.5).log1p_()
-    smaller = torch.sgn(gap, out=rows.spare[2]).mul_(0.5 - share).add_(0.5)
+    smaller = torch.sgn(gap, out=rows.spare(2)).mul_(0.5 - share).add_(0.5)
     return relative.mul_(smaller).log1p_()
 
 
@@ -158,7 +168,7 @@ def soft_cross_entropy(rows: Rows) -> tuple[Tensor, float]:
 
 def interpolated_cross_entropy(rows: Rows, share: float = 1.0) -> tuple[Tensor, float]:
     """As ``soft_cross_entropy``: the target is a constant for the gradient."""
-    _share(share)
+    share_in(share)
     assert rows.teacher is not None
     torch.lerp(rows.student, rows.teacher, share, out=rows.teacher)
     return soft_cross_entropy(rows)
@@ -223,5 +233,7 @@ def closed_form(divergence: Divergence) -> Form | None:
     return partial(known, **settings) if known and settings else known
 
 
-def _share(value: float) -> None:
+def share_in(value: float) -> float:
+    """The weight of a mixture, refused if it is none."""
     require(0 <= value <= 1, f"the weight of a mixture must lie in [0, 1], but got {value}")
+    return value

@@ -11,7 +11,8 @@ to position, or a graph is used twice, the backward pass sweeps again. The resul
 second derivative; whoever needs one calls the plain functions.
 
 Logits are float32, or float64 where a weight is, also if weights are held in bfloat16 (``products``). CUDA takes the
-same operations in larger chunks; there is no kernel of our own.
+same operations in larger chunks. ``LIMBECK_TRITON=1`` in the environment puts kernels in the place of the closed forms
+(``triton_rows``); nobody has timed them on a GPU yet, so it is not the default.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,15 +52,16 @@ class Loss:
     targets: Tensor | None
 
     @classmethod
-    def of(cls, part: Part, count: int) -> Loss:
+    def of(cls, part: Part, count: int, fastest: Callable[[Form], Form]) -> Loss:
         """``part`` for ``count`` positions."""
         if part.divergence is None:
             assert part.targets is not None
-            return cls(cross_entropy, by_autograd, 1.0, part.targets.reshape(-1))
+            return cls(fastest(cross_entropy), by_autograd, 1.0, part.targets.reshape(-1))
         form = closed_form(part.divergence)
         if form is None:
             raise LimbeckError(f"no fused form is known for {part.divergence}; call it on logits")
-        return cls(form, partial(by_autograd, divergence=part.divergence), _inverse(part.temperature, count), None)
+        slow = partial(by_autograd, divergence=part.divergence)
+        return cls(fastest(form), slow, _inverse(part.temperature, count), None)
 
     def rows(self, at: slice) -> float | Tensor:
         """1 / temperature of some positions, a number or m 1."""
@@ -82,7 +84,8 @@ class Plan:
         double = torch.float64 in (student.hidden.dtype, student.weight.dtype)
         self.dtype = torch.float64 if double else torch.float32
         self.teacher = flat_teacher(teacher, self.count, self.size)
-        self.losses = [Loss.of(part, self.count) for part in parts]
+        fastest = partial(_fastest, device=self.device, dtype=self.dtype)
+        self.losses = [Loss.of(part, self.count, fastest) for part in parts]
         self.weights = torch.tensor([[part.weight] for part in parts], dtype=self.dtype, device=self.device)
         on = "cuda" if self.device.type == "cuda" else "cpu"
         self.chunk = max(1, min(chunk or self._evenly(max(CHUNK_ROWS, CHUNK_LOGITS[on] // self.size)), self.count))
@@ -198,8 +201,7 @@ class Sweep:
             student = torch.mul(student, inverse, out=self._buffer("student", count))
             if teacher is not None:
                 teacher = torch.mul(teacher, inverse, out=teacher if alone else self._buffer("teacher", count))
-        spare = [self._buffer(name, len(student)) for name in ("q", "p", "more")]
-        return Rows(student, teacher, out, spare)
+        return Rows(student, teacher, out, lambda number: self._buffer(f"spare {number}", len(student)))
 
     def _collect(self, at: slice) -> None:
         """Take the gradient of a chunk's logits back to hidden states, weight and bias."""
@@ -214,6 +216,19 @@ class Sweep:
             products.to_weight(gradient, states, self.student.weight, weight, first=at.start == 0)
         if bias is not None:
             bias.addmv_(gradient.t(), factors.squeeze(-1))
+
+
+def _fastest(form: Form, device: torch.device, dtype: torch.dtype) -> Form:
+    """``form`` as a kernel of ``triton_rows`` if the environment asks for it and it can run here."""
+    if os.environ.get("LIMBECK_TRITON") != "1":
+        return form
+    try:
+        from limbeck.losses import triton_rows
+    except ImportError as missing:
+        raise LimbeckError(
+            "LIMBECK_TRITON=1 asks for Triton, which is not installed; pip install triton, or unset it"
+        ) from missing
+    return triton_rows.kernel_form(form) if triton_rows.usable(device, dtype) else form
 
 
 def _inverse(temperature: float | Tensor, count: int) -> float | Tensor:
