@@ -17,6 +17,7 @@ from limbeck.methods.language_models.teacher_hacking import (
     DIVERGENCES,
     Config,
     Prompts,
+    alike,
     main,
     prompts_of,
     source,
@@ -90,6 +91,15 @@ def test_models_padded_differently_are_compared_on_what_all_have():
     )
     said, _ = teacher_hacking(student, teacher, oracle, prompts(), Config(**{**SMALL, "source": "online_student"}))
     assert said["golden_last"] > 0
+
+
+def test_a_model_whose_output_layer_does_not_say_its_width_is_taken_as_it_is():
+    plain, wrapped = build("gpt2"), build("gpt2")
+    batch = next(iter(prompt_batches(["one two three four five six"] * 8, tokenizer(), 8, 2, 0, 4)))
+    width = plain.get_output_embeddings().out_features
+    wrapped.lm_head = torch.nn.Sequential(wrapped.lm_head)
+    for says in alike(plain, wrapped):
+        assert says(batch).logits_at(batch["answer"]).shape[-1] == width
 
 
 def test_jeffreys_is_the_mean_of_both_kls():

@@ -12,7 +12,8 @@ Departures: the temperature is 1 unless told otherwise, for a language model's d
             another one the soft loss is multiplied by its square, as the paper says. Means are over the answer tokens
             of the whole optimizer step.
 Checked:    divergences against TRL, Liger and DistiLLM; packed rows and adapters against padded rows and whole weights.
-Claim:      claims/distill.py, against the same student without a teacher.
+Claim:      claims/distill.py, against the same student without a teacher: half a nat better on unseen text after 250
+            steps with all of the data, and with a twentieth of it more than that.
 """
 
 from __future__ import annotations

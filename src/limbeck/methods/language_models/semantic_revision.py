@@ -16,7 +16,9 @@ Departures: choices where the paper is silent: the network sees the 64 largest p
             texts that need no correction stay; the ordinary loss counts the data's completions only; phrases are runs
             of four words between punctuation, unless a chunker is given.
 Checked:    correction, levels, masses and pairs against brute force in float64; DAC with levels 0 and 1 is forward KL.
-Claim:      claims/semantic_revision.py, SCRG against plain on-policy text.
+Claim:      claims/semantic_revision.py, SCRG against plain on-policy text. Corrected texts are likelier to the teacher
+            by 0.17 to 0.22 nat a token, but a student that learned from them for 120 steps writes no likelier ones;
+            the whole method ends behind plain on-policy text, and that behind the data's text alone.
 """
 
 from __future__ import annotations

@@ -178,10 +178,14 @@ def teacher_hacking(
 
 
 def alike(*models: nn.Module) -> list[Source]:
-    """The models as sources with equally many logits, however their output layers are padded."""
-    widths = [head_width(model) or 0 for model in models]
+    """The models as sources with equally many logits, however their output layers are padded.
+
+    A model whose output layer does not say how wide it is counts as it is.
+    """
+    widths = [head_width(model) for model in models]
+    least = min((width for width in widths if width), default=None)
     said = zip(models, widths, strict=True)
-    return [model_source(m) if width == min(widths) else padded(model_source(m), min(widths)) for m, width in said]
+    return [model_source(m) if width in (least, None) else padded(model_source(m), least or 0) for m, width in said]
 
 
 def source(cfg: Config, fixed: list[Sample], by_teacher: Writer, by_student: Writer) -> Iterable[Batch]:
