@@ -125,8 +125,8 @@ class Started:
         write_model_card(self, measured, base_model or _base_model(self.cfg), loading(model, tokenizer, self.out))
         write_run_report(self.out, self.record, measured, [*sections, *_checks_of(self.out)])
         write_json(self.out / "metrics.json", measured)
-        if "accelerator" in self.__dict__:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers if "accelerator" in self.__dict__ else ():
+            tracker.finish()  # not end_training, which would take the other processes' group away
         print(f"wrote {self.out}: {', '.join(_visible(self.out))}")
         return self.out
 

@@ -118,3 +118,12 @@ def test_batches_of_a_table_and_of_its_texts(tmp_path):
     first, second = plain_batches(["a", "bb c", "ddd"], Words(), batch=2)
     assert first["ids"].tolist() == [[1, 9], [2, 1]]
     assert (first["mask"].tolist(), second["ids"].tolist()) == ([[True, False], [True, True]], [[3]])
+
+
+def test_tables_that_are_hardly_any(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,label\n1,2.5\n\n3,4.5\n\n")
+    assert len(read_table(path).truth) == 2
+    path.write_text("text,label\n" + "x" * 140_000 + ",1.5\n")
+    with pytest.raises(LimbeckError, match="expected a table of cells, but it cannot be read: field larger"):
+        read_table(path)

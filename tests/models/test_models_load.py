@@ -115,7 +115,6 @@ def _pickled(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (shutil.rmtree, "give a folder or a Hub id"),
         (_cut, "incomplete metadata"),
         (_pickled, "give a folder or a Hub id"),
         (_config(num_hidden_layers="two"), "field 'num_hidden_layers': TypeError"),
@@ -149,3 +148,16 @@ def test_a_shipped_model_is_a_folder_of_the_package() -> None:
     assert place("gpt2") == "gpt2"
     with pytest.raises(LimbeckError, match="limbeck:atlas/weights/nothing: this installation does not hold that model"):
         load_model("limbeck:atlas/weights/nothing", "base")
+
+
+def test_an_encoder_is_no_causal_model(tmp_path):
+    small = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.BertForMaskedLM(transformers.BertConfig(**small)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(LimbeckError, match=r"is an encoder .bert., which reads the tokens that it would have to"):
+        load_network(tmp_path / "bert", "causal")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder"])
+def test_a_path_that_is_none_is_told_as_one(name):
+    with pytest.raises(LimbeckError, match=f"^{name}: no such folder; give a folder or a Hub id"):
+        load_network(name, "base")

@@ -6,10 +6,11 @@ import pytest
 import tiny_classifiers as classifiers
 import torch
 from torch.nn.functional import normalize
-from transformers import BertModel, RobertaConfig, RobertaModel
+from transformers import BertModel, MegatronBertConfig, MegatronBertForMaskedLM, RobertaConfig, RobertaModel
 
 from limbeck.core.check import LimbeckError
 from limbeck.students.exit_vectors import ExitVectors, encode, load_text_encoder
+from limbeck.students.exits import MultiExit
 
 
 def roberta() -> RobertaModel:
@@ -49,3 +50,11 @@ def test_before_training_vectors_are_the_states():
     states = encoder(batch["ids"], batch["mask"].long(), output_hidden_states=True).hidden_states
     for layer, said in zip((2, 4), encode(ExitVectors(encoder, (2, 4)), batch["ids"], batch["mask"]), strict=True):
         torch.testing.assert_close(said, normalize(states[layer][:, 0], dim=-1).detach())
+
+
+def test_a_model_that_norms_behind_its_last_layer_has_no_exits():
+    small = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = MegatronBertForMaskedLM(MegatronBertConfig(**small, intermediate_size=8))
+    with pytest.raises(LimbeckError, match="has a norm behind its last layer"):
+        MultiExit(model, [1, 2])
+    assert MultiExit(model, [2]).depth == 2

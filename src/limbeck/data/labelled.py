@@ -146,3 +146,10 @@ def _tsv(path: Path) -> Iterator[Row]:
 
 
 _READ = {".jsonl": _jsonl, ".tsv": _tsv}
+
+
+def in_turn(stream: Batches, size: int = 64) -> list[Batch]:
+    """All rows of ``stream`` once, in their order."""
+    rows = [stream.rows[number] for number in range(stream.size or 0)]
+    rng = np.random.default_rng(0)
+    return [stream.collate(rows[start : start + size], rng) for start in range(0, len(rows), size)]

@@ -134,7 +134,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
             columns = next(reader, [])
-            for cells in reader:
+            for cells in filter(None, reader):  # empty lines are no rows
                 where = f"{path}:{reader.line_num}"
                 require(
                     len(cells) == len(columns),
@@ -143,6 +143,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, dict(zip(columns, cells, strict=True))
     except UnicodeDecodeError:
         raise LimbeckError(f"{path}: expected UTF-8 text, but some byte is not; convert the file") from None
+    except csv.Error as error:
+        raise LimbeckError(f"{path}: expected a table of cells, but it cannot be read: {error}") from None
 
 
 def _truth(cells: list[tuple[str, Any]], predicted: Predicted) -> tuple[Tensor, list[str] | None]:

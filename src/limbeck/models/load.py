@@ -31,6 +31,8 @@ def place(name: str | Path) -> str:
     """Where a model named by a folder, a Hub id or ``limbeck:<folder in the package>`` is to be loaded from."""
     text = str(name)
     if not text.startswith(EMBEDDED):
+        path = text.startswith((".", "/")) or text.count("/") > 1  # no Hub id looks like that
+        require(not path or Path(text).exists(), f"{text}: no such folder; give a folder or a Hub id")
         return text
     folder = Path(str(files("limbeck").joinpath(*text.removeprefix(EMBEDDED).split("/"))))
     require(
@@ -57,12 +59,18 @@ def load_model(
 
 def load_network(name: str | Path, kind: Kind, dtype: Dtype | Literal["auto"] = "float32", **settings: Any) -> Any:
     """The model alone: ``load_model`` without a tokenizer."""
+    import transformers
+
     where, what = place(name), f"{str(name)!r} as a {kind} model"
     require(
         not (Path(where) / STORE).is_file(),
         f"{str(name)!r} is a store of what a teacher said (limbeck teach), but here the model itself is needed; what "
         "compares logits on fixed data takes a store",
     )
+    if kind in ("causal", "language"):
+        with _loading(what):
+            config = transformers.AutoConfig.from_pretrained(where, **PLAIN)
+        _check_causal(config, str(name))
     with _loading(what):
         model, info = _auto(where, kind).from_pretrained(
             where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **PLAIN, **settings
@@ -92,6 +100,18 @@ def load_config(name: str | Path) -> Any:
     where = place(name)
     with _loading(f"the configuration of {str(name)!r}"):
         return AutoConfig.from_pretrained(where, **PLAIN)
+
+
+def _check_causal(config: Any, name: str) -> None:
+    """Refuse an encoder, which transformers would load as a language model that sees what it is to predict."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    causal = config.is_encoder_decoder or any(getattr(config, flag, False) for flag in ("is_decoder", "causal"))
+    require(
+        causal or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        f"{name!r} is an encoder ({config.model_type}), which reads the tokens that it would have to predict; a causal "
+        "language model is needed here",
+    )
 
 
 def load_tokenizer(name: str | Path) -> Any:

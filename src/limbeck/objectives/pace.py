@@ -49,7 +49,8 @@ class AdaptiveT:
         if previous is None:
             return
         self.momentum = self.beta * self.momentum + (1 - self.beta) * (previous - loss) / (previous + 1e-15)
-        ahead = self.t + self.alpha * (1 - self.t) / (1 + math.exp(-self.momentum))
+        logistic = (1 + math.tanh(self.momentum / 2)) / 2  # cannot overflow, whatever the loss was before
+        ahead = self.t + self.alpha * (1 - self.t) * logistic
         line = self.t_start + (self.t_end - self.t_start) * step / steps
         self.moves += 1
         self.decided += int(self.adaptive and ahead > line)

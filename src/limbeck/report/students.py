@@ -131,7 +131,7 @@ def prices(costs: Mapping[str, Mapping[str, float]], reference: str) -> Table:
                 base["parameters"] / cost["parameters"],
                 cost["tokens_per_second"] / base["tokens_per_second"],
             ]
-    return Table("Size and speed", columns, cells, "Tokens read a second in one forward pass of the held-out rows.", 2)
+    return Table("Size and speed", columns, cells, "Tokens a second: one forward pass of the measured rows.", 2)
 
 
 def _cell(found: ByRow, measure: str) -> Cell:

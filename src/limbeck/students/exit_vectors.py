@@ -16,6 +16,7 @@ from limbeck.core.check import require
 from limbeck.core.save import load_tensors, save_tensors, write_json
 from limbeck.core.signals import Signals
 from limbeck.models.load import load_network
+from limbeck.students.exits import check_cuts
 from limbeck.students.layers import keep_layers, shape
 
 DENSE = "2_Dense"
@@ -32,6 +33,7 @@ class ExitVectors(nn.Module):
     def __init__(self, encoder: Any, exits: Sequence[int]) -> None:
         super().__init__()
         width = shape(encoder)[1]
+        check_cuts(encoder, min(exits))
         self.encoder, self.exits = encoder, tuple(exits)
         self.projections = nn.Parameter(torch.eye(width).repeat(len(self.exits), 1, 1))  # exits d d
 

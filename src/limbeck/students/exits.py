@@ -50,6 +50,22 @@ def _last_layer(model: Any) -> nn.Linear | None:
     return layer if torch.allclose(layer(read), head(states), rtol=1e-3, atol=1e-4) else None
 
 
+@torch.no_grad()
+def check_cuts(model: Any, layer: int) -> None:
+    """Raise unless the state after ``layer`` is what the model of ``layer`` layers ends in, tried on made-up ids."""
+    if layer == shape(model)[0]:
+        return
+    ids, small = torch.arange(3, device=model.device)[None], keep_layers(model, range(layer)).base_model.eval()
+    was, mask = model.training, torch.ones_like(ids)
+    states = model.eval().base_model(ids, mask, output_hidden_states=True).hidden_states[layer]
+    model.train(was)
+    require(
+        torch.allclose(small(ids, mask).last_hidden_state, states, rtol=1e-3, atol=1e-4),
+        f"{type(model).__name__} has a norm behind its last layer, so the model cut at an exit would say something else "
+        "than the exit; give an encoder like BERT or RoBERTa",
+    )
+
+
 @dataclass(frozen=True)
 class HeadOf:
     """Logits not computed yet: ``head`` of ``hidden`` b t d at the positions that somebody asks for."""
@@ -75,6 +91,7 @@ class MultiExit(nn.Module):
         rising = list(exits) == sorted(set(exits)) and len(exits) > 0
         fits = rising and exits[0] >= 1 and exits[-1] <= layers
         require(fits, f"exits {list(exits)}: expected rising numbers of layers from 1 to {layers}")
+        check_cuts(model, exits[0])
         self.model, self.exits = model, tuple(exits)
         self.said = nn.Parameter(torch.zeros(len(self.exits), width))
         self.same = nn.Linear(width, 1)

@@ -71,3 +71,8 @@ def test_labels_that_are_left():
     assert with_labels(rows, None) == rows
     with pytest.raises(LimbeckError, match="--labels 1: expected 2 or more"):
         with_labels(rows, 1)
+
+
+def test_every_held_out_row_is_judged(tmp_path):
+    found, _ = job(tmp_path)
+    assert sum(len(batch["labels"]) for batch in found.test) == len(found.rows.test)

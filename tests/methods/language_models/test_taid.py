@@ -293,3 +293,10 @@ def test_mistakes_of_the_user_leave_nothing_behind(files, changes, message):
     with pytest.raises(LimbeckError, match=message):
         main(Config(**settings | changes))
     assert not (files / "run").exists()
+
+
+def test_a_loss_after_almost_none_does_not_end_the_run():
+    pace = AdaptiveT(0.3, 0.9, 0.05, 0.99)
+    for step, loss in enumerate((1e-7, 0.5, 0.4)):
+        pace.move(loss, step, 10)
+    assert 0.3 <= pace.t <= 0.9

@@ -35,7 +35,9 @@ LOSSES = ("mi", "mse", "ce", "cosine", "pkd", "attention_mse", "attention_ce", "
 MAPPINGS = ("skip", "last", "single", "emd")
 ALPHAS = (0.1, 0.5, 0.9)  # the paper's grid without its two ends
 POLICIES: tuple[tuple[str, ...], ...] = ((), ("swap",), ("substitute",), ("substitute", "swap"))
-SAME = ("seed", "device", "precision", "data", "teacher", "student", "teacher_steps", "steps", "batch", "length")
+SAME = tuple(
+    "seed device precision data teacher student teacher_steps steps batch length accumulate save_every tracker".split()
+)
 TREES = 200
 FEWEST = 5
 
@@ -145,11 +147,11 @@ def main(cfg: Config) -> Path:
     run = begin(cfg, "auto_distiller")
     base["teacher"] = teacher_of_trials(job, distiller.Config(**base), run)
     drawn = np.random.default_rng([cfg.seed, 17]).permutation(len(asked))[: cfg.trials]
-    past = [tried(base, asked[i], run.out / "trials" / str(n)) for n, i in enumerate(drawn)]
+    past = [tried(base, asked[i], run.out / "trials" / str(n), run) for n, i in enumerate(drawn)]
     best = auto_distiller(past, data, cfg.seed, cfg.data is None)[: cfg.top]
     kept = [one.kept for one in past]
     shares = {"trials, mean": sum(kept) / len(kept), "best trial": max(kept), "first proposal, predicted": best[0][0]}
-    shares["first proposal, tried"] = tried(base, best[0][1], run.out / "trials" / "proposed").kept
+    shares["first proposal, tried"] = tried(base, best[0][1], run.out / "trials" / "proposed", run).kept
     more = {name: base[name] for name in ("data", "teacher", "student") if base[name]}
     return _finish(run, len(past), best, more, shares)
 
@@ -166,10 +168,11 @@ def teacher_of_trials(job: Job, cfg: distiller.Config, run: Started) -> str:
     return str(folder)
 
 
-def tried(base: Mapping[str, Any], pipeline: Mapping[str, Any], out: Path) -> Past:
+def tried(base: Mapping[str, Any], pipeline: Mapping[str, Any], out: Path, run: Started) -> Past:
     """One run of limbeck distiller in ``out``; one that is finished is read."""
     if not (out / "metrics.json").exists():
         distiller.main(distiller.Config(**{**base, **pipeline, "augment": tuple(pipeline["augment"]), "out": out}))
+    run.accelerator.wait_for_everyone()  # the first process writes what all of them read
     return next(past_runs(out))
 
 

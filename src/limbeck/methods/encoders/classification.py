@@ -25,7 +25,7 @@ from limbeck.core.batch import Batch, to_device
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals, Source
 from limbeck.core.stage import Optim, Stage, distill_step, freeze, stage_settings
-from limbeck.data.labelled import Row, Rows, classes_in, labelled_batches, part, read_labelled
+from limbeck.data.labelled import Row, Rows, classes_in, in_turn, labelled_batches, part, read_labelled
 from limbeck.data.stream import Batches
 from limbeck.evaluation.model import check_length
 from limbeck.losses.divergence import soft_cross_entropy
@@ -116,9 +116,8 @@ def streams(
     def stream(some: list[Row], mixup: float | None = None) -> Batches:
         return labelled_batches(some, names, tokenizer, cfg.length, cfg.batch, cfg.seed, types, mixup)
 
-    size = min(cfg.batch, len(rows.test))
-    held = labelled_batches(rows.test, names, tokenizer, cfg.length, size, 0, types, shuffle=False)
-    return stream, held.take(len(rows.test) // size)
+    held = labelled_batches(rows.test, names, tokenizer, cfg.length, 1, 0, types, shuffle=False)
+    return stream, in_turn(held, cfg.batch)
 
 
 def fine_tune(

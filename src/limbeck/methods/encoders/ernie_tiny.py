@@ -39,6 +39,7 @@ from limbeck.data.held import hold_out
 from limbeck.data.labelled import classes_in
 from limbeck.data.read import read_text
 from limbeck.data.stream import text_batches
+from limbeck.evaluation.model import check_length
 from limbeck.losses.divergence import soft_cross_entropy
 from limbeck.methods.encoders.classification import (
     ATLAS,
@@ -245,6 +246,7 @@ def main(cfg: Config) -> Path:
     teacher, tokenizer = tuned.model, tuned.tokenizer
     teachers = {"fine-tuned": teacher, **({} if base is None else {"pre-trained": base})}
     student = classifier_student(cfg.student, teacher if base is None else base, tokenizer, tuned.classes)
+    check_length(cfg.length, teacher=teacher, student=student)
     inner = taken_over(latent(student, teacher, cfg), Path(cfg.student) / PROJECTIONS)
     objective("latent + soft + hard", inner.goal, cfg)  # refuses weights that make no sense
     stream, test = streams(rows, tuned.classes, tokenizer, teacher, cfg)

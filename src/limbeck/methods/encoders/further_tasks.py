@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from limbeck.atlas.digits import digits
@@ -15,9 +14,10 @@ from limbeck.core.check import require
 from limbeck.core.signals import Source
 from limbeck.core.stage import Objective
 from limbeck.data.images import Look, Picture, holds_images, image_batches, look_of, read_images
-from limbeck.data.labelled import Row, Rows, classes_in, labelled_batches, part, with_labels
+from limbeck.data.labelled import Row, Rows, classes_in, in_turn, labelled_batches, part, with_labels
 from limbeck.data.read import read_text
 from limbeck.data.stream import Batches, mlm_batches
+from limbeck.evaluation.model import check_length
 from limbeck.methods.encoders.classification import ATLAS, task
 from limbeck.models.classifiers import headed
 from limbeck.models.images import image_classifier, load_autoencoder, new_autoencoder
@@ -90,6 +90,7 @@ def text_task(cfg: Any) -> Task:
     rows = task(None if cfg.data == TOPICS else cfg.data, cfg.seed)
     rows = with_labels(rows, 60 if cfg.data == TOPICS and cfg.labels is None else cfg.labels)
     model, tokenizer = load_model(cfg.model or ATLAS, "masked")
+    check_length(cfg.length, model=model)
     names = classes_in(rows.train)
     texts = [text for row in rows.train for text in row[:2] if text]
     texts += read_text(cfg.corpus) if cfg.corpus else []
@@ -162,13 +163,6 @@ def _parted(pictures: list[Picture], cfg: Any) -> Rows:
 
 def _known(rows: Rows) -> list[Row]:
     return [row for row in rows.train if row.label is not None]
-
-
-def in_turn(stream: Batches, size: int = 64) -> list[Batch]:
-    """All rows of ``stream`` once, in their order."""
-    rows = [stream.rows[number] for number in range(stream.size or 0)]
-    rng = np.random.default_rng(0)
-    return [stream.collate(rows[start : start + size], rng) for start in range(0, len(rows), size)]
 
 
 def _first(stream: Batches, most: int = 16) -> list[Batch]:
