@@ -159,5 +159,5 @@ def test_an_encoder_is_no_causal_model(tmp_path):
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder"])
 def test_a_path_that_is_none_is_told_as_one(name):
-    with pytest.raises(LimbeckError, match=f"^{name}: no such folder; give a folder or a Hub id"):
+    with pytest.raises(LimbeckError, match=f"^cannot load .{name}.: no such folder; give a folder or a Hub id"):
         load_network(name, "base")

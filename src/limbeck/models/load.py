@@ -32,7 +32,7 @@ def place(name: str | Path) -> str:
     text = str(name)
     if not text.startswith(EMBEDDED):
         path = text.startswith((".", "/")) or text.count("/") > 1  # no Hub id looks like that
-        require(not path or Path(text).exists(), f"{text}: no such folder; give a folder or a Hub id")
+        require(not path or Path(text).exists(), f"cannot load {text!r}: no such folder; give a folder or a Hub id")
         return text
     folder = Path(str(files("limbeck").joinpath(*text.removeprefix(EMBEDDED).split("/"))))
     require(

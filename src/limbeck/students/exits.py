@@ -61,7 +61,7 @@ def check_cuts(model: Any, layer: int) -> None:
     model.train(was)
     require(
         torch.allclose(small(ids, mask).last_hidden_state, states, rtol=1e-3, atol=1e-4),
-        f"{type(model).__name__} has a norm behind its last layer, so the model cut at an exit would say something else "
+        f"{type(model).__name__} has a norm behind its last layer, so a model cut at an exit would say something else "
         "than the exit; give an encoder like BERT or RoBERTa",
     )
 

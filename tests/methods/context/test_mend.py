@@ -389,7 +389,7 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path: Path) -> None:
     data, out = tiny_llms.write_tasks(tmp_path / "tasks"), tmp_path / "out"
     with pytest.raises(LimbeckError, match="--llm needs --distiller"):
         main(Config(out=out, llm=llm, tasks=data))
-    with pytest.raises(LimbeckError, match=r"cannot load .*nothing' as a language model"):
+    with pytest.raises(LimbeckError, match=r"cannot load .*nothing'"):
         main(Config(out=out, llm=str(tmp_path / "nothing"), distiller=llm, tasks=data))
     with pytest.raises(LimbeckError, match=r"expected the file .*tasks/partitions/hr_to_lr\.json"):
         main(Config(out=out, llm=llm, distiller=llm, tasks=data, length=4, partition="hr_to_lr"))
