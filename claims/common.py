@@ -98,6 +98,24 @@ def wordpiece(texts: Iterable[str], size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
+def small_bert(tokenizer: Any, size: Mapping[str, int]) -> Any:
+    """The configuration of a BERT of ``size`` (width, layers, heads) for ``tokenizer``, without dropout."""
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size["width"],
+        num_hidden_layers=size["layers"],
+        num_attention_heads=size["heads"],
+        intermediate_size=4 * size["width"],
+        max_position_embeddings=64,
+        type_vocab_size=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
 def characters(text: str) -> Any:
     """A tokenizer of single characters, those that occur in ``text``."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers

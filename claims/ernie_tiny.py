@@ -17,9 +17,9 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from common import SPECIAL, arguments, needed, summary, verdict, wins, wordpiece, write_result
+from common import arguments, needed, small_bert, summary, verdict, wins, wordpiece, write_result
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from limbeck.core.batch import Batch
 from limbeck.core.check import require
@@ -57,20 +57,7 @@ def pretrained(texts: list[str], tokenizer: Any) -> BertForMaskedLM:
     """The teacher before it is fine-tuned."""
     size = SETTING["teacher"]
     torch.manual_seed(0)
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=size["width"],
-            num_hidden_layers=size["layers"],
-            num_attention_heads=size["heads"],
-            intermediate_size=4 * size["width"],
-            max_position_embeddings=64,
-            type_vocab_size=1,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            pad_token_id=SPECIAL.index("[PAD]"),
-        )
-    )
+    model = BertForMaskedLM(small_bert(tokenizer, size))
     stream = mlm_batches(texts, tokenizer, SETTING["length"], SETTING["batch"], 0)
     step = distill_step(model_source(model), lambda batch: Signals(), hard())
     fit(Stage("words", step, {"model": model}, stream, size["steps"], Optim(size["lr"], "linear", 0.05)))

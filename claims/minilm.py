@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import SPECIAL, arguments, needed, summary, verdict, wins, wordpiece, write_result
+from common import arguments, needed, small_bert, summary, verdict, wins, wordpiece, write_result
 from sklearn.linear_model import LogisticRegression
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from limbeck.analyses.measure import measure
 from limbeck.core.fit import fit
@@ -46,18 +46,7 @@ METHODS = ("minilm", "minilm_v2", "attention_only", "hidden_mse", "mlm_only")
 def train_teacher(texts: list[str], tokenizer: Any) -> BertForMaskedLM:
     size = SETTING["teacher"]
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=size["width"],
-        num_hidden_layers=size["layers"],
-        num_attention_heads=size["heads"],
-        intermediate_size=4 * size["width"],
-        max_position_embeddings=64,
-        type_vocab_size=1,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        pad_token_id=SPECIAL.index("[PAD]"),
-    )
+    config = small_bert(tokenizer, size)
     model = BertForMaskedLM(config)
     masked(model, texts, tokenizer, size["steps"], size["lr"], 0)
     return freeze(model)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SPECIAL, arguments, needed, summary, verdict, wins, wordpiece, write_result
+from common import arguments, needed, small_bert, summary, verdict, wins, wordpiece, write_result
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from limbeck.core.fit import fit
 from limbeck.core.signals import Signals
@@ -49,20 +49,7 @@ def stream(texts: list[str], tokenizer: Any, seed: int) -> Batches:
 def train_teacher(texts: list[str], tokenizer: Any, seed: int) -> BertForMaskedLM:
     size = SETTING["teacher"]
     torch.manual_seed(seed)
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=size["width"],
-            num_hidden_layers=size["layers"],
-            num_attention_heads=size["heads"],
-            intermediate_size=4 * size["width"],
-            max_position_embeddings=64,
-            type_vocab_size=1,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            pad_token_id=SPECIAL.index("[PAD]"),
-        )
-    )
+    model = BertForMaskedLM(small_bert(tokenizer, size))
     says, goal = model_source(model), hard()
     step = lambda batch, clock: goal(says(batch), Signals(), batch, clock)  # noqa: E731
     optim = Optim(size["lr"], "linear", 0.05)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from fit_child import shared_out
+from two_processes import run_twice
 
 from limbeck.core.fit import fit
 from limbeck.core.save import load_tensors
@@ -19,31 +16,11 @@ from limbeck.core.save import load_tensors
 STEPS = 6
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes have left behind, first under DDP, then under FSDP2; each was stopped once and resumed."""
     out = tmp_path_factory.mktemp("pair")
-    command = [sys.executable, str(Path(__file__).with_name("fit_child.py")), str(out), str(STEPS)]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    both = [
-        subprocess.Popen(
-            command,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=600)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(said)
+    run_twice(Path(__file__).with_name("fit_child.py"), out, STEPS)
     return out
 
 

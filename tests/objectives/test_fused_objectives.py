@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from fused_child import GOALS, RUNS, batches, stage_of
+from two_processes import run_twice
 
 from limbeck.core.fit import fit
 from limbeck.core.save import load_tensors
@@ -156,30 +153,11 @@ def test_micro_batches_change_nothing(name, tmp_path):
         torch.testing.assert_close(other, found[0], rtol=0, atol=1e-5)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """What two processes have trained, under DDP and in the end FSDP2."""
     out = tmp_path_factory.mktemp("pair")
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    both = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fused_child.py")), str(out), str(STEPS)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=600)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(said)
+    run_twice(Path(__file__).with_name("fused_child.py"), out, STEPS)
     return out
 
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
 import pkgutil
-import socket
-import subprocess
-import sys
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +12,7 @@ import pytest
 import torch
 from gradients_child import CASES, FLAT, MODES, data, gradients, parts
 from torch import Tensor
+from two_processes import run_twice
 
 from limbeck import objectives
 from limbeck.core.save import load_tensors
@@ -28,27 +25,7 @@ ARGUMENTS = ["student", "teacher", "batch", "clock"]
 def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """The gradients of all cases on two processes that run all of them."""
     out = tmp_path_factory.mktemp("pair")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    both = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("gradients_child.py")), str(out)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=600)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(said)
+    run_twice(Path(__file__).with_name("gradients_child.py"), out)
     return load_tensors(out / "gradients.safetensors")[0]
 
 

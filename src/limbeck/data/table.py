@@ -78,15 +78,29 @@ def parted(table: Table, shares: Sequence[float] = (0.6, 0.2), seed: int = 0) ->
     return [table.at([int(row) for row in part]) for part in parts]
 
 
-def standardised(tables: Sequence[Table]) -> list[Table]:
+class Scale(NamedTuple):
+    """What ``standardised`` takes off and divides by: of columns f, and of targets c (0 and 1 for classes)."""
+
+    mean: Tensor
+    deviation: Tensor
+    target_mean: Tensor
+    target_deviation: Tensor
+
+
+def scale_of(table: Table) -> Scale:
+    """Means and deviations of ``table``; the deviation of what is constant is 1."""
+    plain = torch.zeros_like(table.truth[0]), torch.ones_like(table.truth[0])
+    target = plain if table.classes else (table.truth.mean(0), _deviation(table.truth))
+    return Scale(table.numbers.mean(0), _deviation(table.numbers), *target)
+
+
+def standardised(tables: Sequence[Table], scale: Scale | None = None) -> list[Table]:
     """Columns, and targets that are numbers, at mean 0 and deviation 1 over the first table; constant columns at 0."""
-    first = tables[0]
-    mean, size = first.numbers.mean(0), _deviation(first.numbers)
-    middle, width = first.truth.mean(0), _deviation(first.truth)
+    scale = scale or scale_of(tables[0])
     return [
         table._replace(
-            values=(table.numbers - mean) / size,
-            truth=table.truth if table.classes else (table.truth - middle) / width,
+            values=(table.numbers - scale.mean) / scale.deviation,
+            truth=(table.truth - scale.target_mean) / scale.target_deviation,
         )
         for table in tables
     ]

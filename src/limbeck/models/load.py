@@ -67,13 +67,19 @@ def load_network(name: str | Path, kind: Kind, dtype: Dtype | Literal["auto"] = 
         f"{str(name)!r} is a store of what a teacher said (limbeck teach), but here the model itself is needed; what "
         "compares logits on fixed data takes a store",
     )
+    with _loading(what):
+        config = transformers.AutoConfig.from_pretrained(where, **PLAIN)
     if kind in ("causal", "language"):
-        with _loading(what):
-            config = transformers.AutoConfig.from_pretrained(where, **PLAIN)
         _check_causal(config, str(name))
     with _loading(what):
-        model, info = _auto(where, kind).from_pretrained(
-            where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **PLAIN, **settings
+        model, info = _class(config, kind).from_pretrained(
+            where,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **PLAIN,
+            **settings,
         )
     absent = sorted(info["missing_keys"])
     if kind == "base" and any(key.startswith("pooler.") for key in absent):
@@ -121,15 +127,6 @@ def load_tokenizer(name: str | Path) -> Any:
     where = place(name)
     with _loading(f"the tokenizer of {str(name)!r}"):
         return AutoTokenizer.from_pretrained(where, **PLAIN)
-
-
-def _auto(where: str, kind: Kind) -> Any:
-    """The class of transformers that loads ``kind``."""
-    import transformers
-
-    if kind not in ("language", "saved"):
-        return getattr(transformers, AUTO[kind])
-    return _class(transformers.AutoConfig.from_pretrained(where, **PLAIN), kind)
 
 
 def _class(config: Any, kind: Kind) -> Any:

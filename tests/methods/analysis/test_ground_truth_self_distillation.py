@@ -18,7 +18,15 @@ from limbeck.core.signals import Signals
 from limbeck.core.terms import Clock
 from limbeck.methods.analysis import ground_truth_self_distillation as method
 from limbeck.methods.analysis.fitted_to_itself import by_kernel, kernel_model
-from limbeck.methods.analysis.ground_truth_self_distillation import Config, main, mixture, perceptron, reads, sets_of
+from limbeck.methods.analysis.ground_truth_self_distillation import (
+    Config,
+    main,
+    mixture,
+    numbers_of,
+    perceptron,
+    reads,
+    sets_of,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "groundtruth-self-distillation-krr" / "deep_loss.npz"
 START = Clock(0, 1)
@@ -117,7 +125,10 @@ def test_the_command_on_a_table_of_numbers(tmp_path):
     train, _, test = sets_of(cfg)
     kept = load_file(out / "kernel.safetensors")
     assert torch.equal(kept["points"], train.numbers)
-    said_now = rbf(test.numbers, kept["points"], 0.5) @ kept["coefficients"] + kept["middle"]
+    raw, scale = numbers_of(cfg)[2], load_file(out / "scale.safetensors")
+    rows = (raw.numbers - scale["mean"]) / scale["deviation"]  # as one would with new rows
+    assert torch.equal(rows, test.numbers)
+    said_now = rbf(rows, kept["points"], 0.5) @ kept["coefficients"] + kept["middle"]
     error = float((said_now - test.truth).square().mean())
     assert any(
         error == pytest.approx(e) for name in said["kernel"] if " " in name for e in said["kernel"][name]["errors"]

@@ -19,6 +19,7 @@ Claim:      claims/ground_truth_self_distillation.py, confirmed on a noisy sine 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ from limbeck.data.table import (
     plain_batches,
     read_table,
     relabelled,
+    scale_of,
     standardised,
     table_batches,
 )
@@ -65,7 +67,7 @@ class Config(Run):
     """Settings of ``limbeck ground_truth_self_distillation``."""
 
     out: Path = Path("runs/ground_truth_self_distillation")
-    """Folder that the run writes: report, the best kernel predictor and the last network (of standardised columns)."""
+    """Folder that the run writes: report, best kernel predictor, last network, and the scale that both need."""
     data: str | None = None
     """csv, tsv, jsonl or parquet: columns of numbers, or one of text, and one to predict. By default the atlas's
     handwritten digits."""
@@ -198,9 +200,12 @@ def main(cfg: Config) -> Path:
     require(cfg.fits >= 1 and cfg.generations >= 1, "--fits and --generations: expected at least 1 of each")
     require(cfg.width >= 1, f"--width {cfg.width}: expected at least 1")
     seed_all(cfg.seed)
-    train, held, test = sets = sets_of(cfg)
+    raw = numbers_of(cfg)
+    scale = scale_of(raw[0])
+    train, held, test = sets = standardised(raw, scale)
     model = kernel_model(train, cfg)
     run = begin(cfg, "ground_truth_self_distillation")
+    save_tensors(run.out / "scale.safetensors", scale._asdict(), {"classes": json.dumps(train.classes or [])})
     found, tables = by_kernel(model, held, test, cfg, run.out)
     networks, table = by_networks(train, held, test, cfg, run)
     facts = {"rows": [len(part.truth) for part in sets], "classes": train.classes or []}
@@ -208,7 +213,12 @@ def main(cfg: Config) -> Path:
 
 
 def sets_of(cfg: Config) -> list[Table]:
-    """Rows to train on, to choose weights by and to judge by: standardised numbers, wrong labels among the first."""
+    """``numbers_of`` ``cfg``, standardised."""
+    return standardised(numbers_of(cfg))
+
+
+def numbers_of(cfg: Config) -> list[Table]:
+    """Rows to train on, to choose weights by and to judge by, as numbers; wrong labels among the first."""
     if cfg.data is None:
         found = [_digits(split, cfg.seed) for split in ("train", "dev", "test")]
     else:
@@ -220,7 +230,7 @@ def sets_of(cfg: Config) -> list[Table]:
     train = found[0].at(range(min(most, len(found[0].truth))))
     train = train._replace(truth=relabelled(train.truth, noise, cfg.seed)) if noise else train
     whole = [train, *found[1:]]
-    return standardised(whole if train.texts is None else _embedded(whole, cfg))
+    return whole if train.texts is None else _embedded(whole, cfg)
 
 
 def by_networks(train: Table, held: Table, test: Table, cfg: Config, run: Any) -> tuple[list[dict[str, Any]], Shown]:
